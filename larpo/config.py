@@ -1,0 +1,207 @@
+"""What a run is made of: validated models, one comment a knob.
+
+A recipe is a YAML file of these models; `load_config` reads it, applies dotted overrides and checks every constraint
+before anything starts. Nothing here imports torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are checked strictly, a resolved configuration does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_floats_too(cls, data: Any) -> Any:
+        """YAML writes `1` for 1.0 and lists for tuples: strict models take both here and nothing looser."""
+        if not isinstance(data, dict):
+            return data
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+class Run(Section):
+    name: str | None = None  # name of the run folder; the recipe's name and the time when not given
+    output_dir: str = "runs"  # where run folders are made
+    seed: int = 0  # seeds prompt order, ties, later epochs and the trainer
+
+
+class Policy(Section):
+    model: str = "smollm2-135m-instruct"  # bundled name, Hugging Face hub id or local folder
+    revision: str | None = None  # hub revision
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # weights in samplers, and compute type of the trainer
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+    require_chat_template: bool = True  # refuse a tokenizer without one; off: a plain "role: text" template
+
+
+class Columns(Section):
+    """Which dataset column plays which part; a column may be a dotted path into a struct."""
+
+    prompt: str | None = None  # plain text, becomes one user turn
+    messages: str | None = None  # list of {role, content}; everything after the last user turn is dropped
+    id: str | None = None  # unique id; the row number when not given
+    answer_key: str | None = None  # what the verifier needs (text, number or struct)
+
+
+class Prompts(Section):
+    source: str = "reasoning_gym"  # bundled set (reasoning_gym, ifeval), a .jsonl or .parquet path, or a hub id
+    split: str = "train"  # split of a hub dataset
+    revision: str | None = None  # hub revision
+    columns: Columns = Columns()  # column map for files and hub datasets
+    tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
+    system: str | None = None  # system turn put before prompts that have none
+    train_count: Annotated[int, Field(ge=1)] | None = None  # training prompts (all that are not held out when not given)
+    heldout_count: Annotated[int, Field(ge=0)] = 0  # held-out prompts, disjoint from training, fixed by split_seed
+    split_seed: int = 0  # seeds the split into training and held-out prompts (and generated sets)
+    drop_never_met: bool = True  # ifeval: leave prompts with constraints that a small model never meets out of training
+    max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
+
+
+class Sampling(Section):
+    k: Annotated[int, Field(ge=2, le=64)] = 8  # responses a prompt
+    temperatures: tuple[Annotated[float, Field(gt=0, le=5)], ...] = (1.0,)  # k is split evenly over them (diverse temperature)
+    temperature_by_iteration: tuple[Annotated[float, Field(gt=0, le=5)], ...] = ()  # one a iteration; replaces `temperatures`
+    max_new_tokens: Positive = 512  # length limit of a response
+    stop: tuple[str, ...] = ()  # extra stop strings
+    cut_off: Literal["as_is", "last", "drop"] = "as_is"  # a response cut at the limit: ranked as it is, last, or dropped
+
+
+class Reward(Section):
+    kind: Literal["verifier"] = "verifier"  # what ranks
+    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, ifeval
+    timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
+    failed_reward: float = 0.0  # reward of a response whose verifier raised, hung or gave NaN (reported)
+    replicas: Positive = 1  # reward actors
+
+
+class Selection(Section):
+    """Which of the ranked responses are trained on (paper, Appendix H)."""
+
+    policy: Literal["best_vs_worst", "best_vs_rest", "best_vs_bottom", "top_and_bottom", "all"] = "top_and_bottom"
+    top: Positive = 2  # winners of top_and_bottom
+    bottom: Positive = 2  # losers of top_and_bottom and best_vs_bottom
+
+
+class Lists(Section):
+    selection: Selection = Selection()
+    memory: Literal["current", "current_and_previous", "current_and_all_previous"] = "current"  # paper, Table 4
+    replay: bool = True  # train again on remembered lists of prompts that this iteration did not draw
+    near_duplicate: Fraction = 0.95  # candidates whose 3-gram overlap reaches this are one; 1.0 drops exact copies only
+
+
+class Objective(Section):
+    name: str = "lambdarank"  # pairwise (= dpo), contrastive, lambdarank, listmle
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1  # scale of the score, gamma = beta * (log pi - log ref)
+    reference: Literal["initial", "iteration"] = "initial"  # the model before the run, or before the iteration
+
+
+class Optimizer(Section):
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-7
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # AdamW
+    eps: Annotated[float, Field(gt=0)] = 1e-8  # AdamW
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # global gradient norm limit
+    warmup: Fraction = 0.1  # share of the planned steps with rising learning rate
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, over planned lists
+
+
+class Training(Section):
+    iterations: Positive = 3  # T of Algorithm 1
+    prompts_per_iteration: Positive = 1024  # M of Algorithm 1
+    epochs: Positive = 1  # passes over an iteration's lists
+    lists_per_step: Positive = 16  # global batch of one optimizer step, whatever the number of ranks
+    row_tokens: Positive = 4096  # longest packed row; longer lists are split into rows that repeat the prompt
+    chunk_tokens: Positive = 512  # response tokens whose logits exist at one time
+    workers: Positive = 1  # Ray Train workers (ranks)
+    resources_per_worker: dict[str, float] = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
+    threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0 leaves torch's default
+    zero_stage: Literal[0, 1, 2, 3] = 2  # DeepSpeed ZeRO
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    max_failures: Annotated[int, Field(ge=0)] = 3  # restarts of the worker group before the run gives up
+    max_bad_steps: Positive = 3  # consecutive steps with a loss or gradient that is not finite before the run stops
+    gap_alarm: Annotated[float, Field(gt=0)] = 0.1  # alarm bound on mean |log-probability gap| between sampler and trainer, a token
+    optimizer: Optimizer = Optimizer()
+
+
+class Samplers(Section):
+    count: Positive = 1  # sampler actors
+    resources: dict[str, float] = {"CPU": 1.0}  # Ray resources of one sampler
+    tensor_parallel_size: Positive = 1  # GPUs one engine spans
+    max_model_len: Positive = 2048  # prompt and response together, in tokens
+    max_num_seqs: Positive = 128  # responses that one engine generates at a time
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory an engine takes
+    cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
+    cpu_cores: str = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
+    enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
+    lease_s: Seconds = 300.0  # a prompt not answered in this time goes back to the queue
+    max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of dead samplers before the run gives up
+
+
+class Stream(Section):
+    capacity: Positive = 256  # lists that wait at most; a full stream holds the ranking back
+    lists_per_part: Positive = 16  # lists in one append-only part on disk
+
+
+class Weights(Section):
+    bucket_mib: Positive = 256  # weights are gathered, published and pulled in buckets of at most this size
+
+
+class Checkpoints(Section):
+    every_steps: Positive = 50  # steps between checkpoints; one is always written at the end of an iteration
+    keep: Positive = 2  # newest checkpoints kept
+
+
+class Evaluation(Section):
+    samples: Positive = 4  # responses a held-out prompt
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
+    bootstrap: Positive = 10000  # resamples over prompts behind the interval
+
+
+class Telemetry(Section):
+    console: Literal["auto", "live", "plain", "off"] = "auto"  # auto: live in a terminal, plain lines elsewhere
+    refresh_s: Seconds = 1.0  # live view
+    plain_every_s: Seconds = 15.0  # plain lines
+    wandb: bool = True  # offline when there is no key
+    wandb_project: str = "larpo"
+    report_samples: Positive = 3  # lists shown in the report, an iteration
+
+
+class Timeouts(Section):
+    engine_start_s: Seconds = 600.0  # a sampler's engine
+    trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
+    weights_s: Seconds = 300.0  # publish, pull and update of one weight version
+    reward_s: Seconds = 300.0  # ranking one list
+    stream_idle_s: Seconds = 1800.0  # a side of the stream that makes no progress
+    step_s: Seconds = 3600.0  # one optimizer step
+
+
+class Config(Section):
+    """A whole run. Sections are as in a recipe's YAML."""
+
+    description: str = ""  # one line, shown by --dry-run and in the model card
+    overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
+    run: Run = Run()
+    policy: Policy = Policy()
+    prompts: Prompts = Prompts()
+    sampling: Sampling = Sampling()
+    reward: Reward = Reward()
+    lists: Lists = Lists()
+    objective: Objective = Objective()
+    training: Training = Training()
+    samplers: Samplers = Samplers()
+    stream: Stream = Stream()
+    weights: Weights = Weights()
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    telemetry: Telemetry = Telemetry()
+    timeouts: Timeouts = Timeouts()

@@ -1,0 +1,33 @@
+"""One error hierarchy: every message names the value, the limit and the next step."""
+
+
+class LarpoError(Exception):
+    """Base of every error that larpo raises on purpose."""
+
+
+class ConfigError(LarpoError):
+    """A recipe or an override that cannot be run as written. Ends a command with exit code 2."""
+
+
+class DataError(LarpoError):
+    """Input files, datasets, models or run folders that cannot be used. Ends a command with exit code 2."""
+
+
+class RewardError(LarpoError):
+    """A reward model that cannot rank any more."""
+
+
+class SamplerError(LarpoError):
+    """Samplers that cannot sample any more."""
+
+
+class TrainingError(LarpoError):
+    """A training step that cannot go on."""
+
+
+class CheckpointError(LarpoError):
+    """A checkpoint that cannot be written or read back."""
+
+
+class PhaseTimeout(LarpoError):
+    """A phase that took longer than its limit."""
