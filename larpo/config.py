@@ -1,11 +1,13 @@
 """What a run is made of: validated models, one comment a knob.
 
-A recipe is a YAML file of these models; `load_config` reads it, applies dotted overrides and checks every constraint
-before anything starts. Nothing here imports torch, ray or vllm.
+A recipe is a YAML file of these models; `load_config` reads it, applies dotted overrides and checks every
+constraint before anything starts. Nothing here imports torch, ray or vllm.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(gt=0, le=5)]
+Resources = dict[str, Annotated[float, Field(ge=0)]]
+
+# The keys of larpo.objectives.OBJECTIVES, which imports torch: a test holds the two equal.
+OBJECTIVE_NAMES = ("pairwise", "dpo", "contrastive", "lambdarank", "listmle")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 class Section(BaseModel):
@@ -53,26 +68,26 @@ class Columns(Section):
 
 
 class Prompts(Section):
-    source: str = "reasoning_gym"  # bundled set (reasoning_gym, ifeval), a .jsonl or .parquet path, or a hub id
+    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
     tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
     system: str | None = None  # system turn put before prompts that have none
-    train_count: Annotated[int, Field(ge=1)] | None = None  # training prompts (all that are not held out when not given)
-    heldout_count: Annotated[int, Field(ge=0)] = 0  # held-out prompts, disjoint from training, fixed by split_seed
+    train_count: Positive | None = None  # training prompts (all that are not held out when not given)
+    heldout_count: Annotated[int, Field(ge=0)] = 0  # held-out prompts, disjoint from training
     split_seed: int = 0  # seeds the split into training and held-out prompts (and generated sets)
-    drop_never_met: bool = True  # ifeval: leave prompts with constraints that a small model never meets out of training
+    drop_never_met: bool = True  # ifeval: train on no prompt with a constraint that a small model never meets
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
 
 
 class Sampling(Section):
     k: Annotated[int, Field(ge=2, le=64)] = 8  # responses a prompt
-    temperatures: tuple[Annotated[float, Field(gt=0, le=5)], ...] = (1.0,)  # k is split evenly over them (diverse temperature)
-    temperature_by_iteration: tuple[Annotated[float, Field(gt=0, le=5)], ...] = ()  # one a iteration; replaces `temperatures`
+    temperatures: tuple[Temperature, ...] = (1.0,)  # k is split evenly over them (diverse temperature)
+    temperature_by_iteration: tuple[Temperature, ...] = ()  # one an iteration; replaces `temperatures`
     max_new_tokens: Positive = 512  # length limit of a response
     stop: tuple[str, ...] = ()  # extra stop strings
-    cut_off: Literal["as_is", "last", "drop"] = "as_is"  # a response cut at the limit: ranked as it is, last, or dropped
+    cut_off: Literal["as_is", "last", "drop"] = "as_is"  # rank of a response cut at the limit
 
 
 class Reward(Section):
@@ -93,20 +108,20 @@ class Selection(Section):
 
 class Lists(Section):
     selection: Selection = Selection()
-    memory: Literal["current", "current_and_previous", "current_and_all_previous"] = "current"  # paper, Table 4
+    memory: Literal["current", "current_and_previous", "current_and_all_previous"] = "current"  # Table 4
     replay: bool = True  # train again on remembered lists of prompts that this iteration did not draw
-    near_duplicate: Fraction = 0.95  # candidates whose 3-gram overlap reaches this are one; 1.0 drops exact copies only
+    near_duplicate: Fraction = 0.95  # candidates whose 3-gram overlap reaches this are one; 1.0: exact copies
 
 
 class Objective(Section):
     name: str = "lambdarank"  # pairwise (= dpo), contrastive, lambdarank, listmle
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1  # scale of the score, gamma = beta * (log pi - log ref)
-    reference: Literal["initial", "iteration"] = "initial"  # the model before the run, or before the iteration
+    reference: Literal["initial", "iteration"] = "initial"  # the model before the run or the iteration
 
 
 class Optimizer(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-7
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # AdamW
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # AdamW
     eps: Annotated[float, Field(gt=0)] = 1e-8  # AdamW
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # global gradient norm limit
@@ -122,19 +137,19 @@ class Training(Section):
     row_tokens: Positive = 4096  # longest packed row; longer lists are split into rows that repeat the prompt
     chunk_tokens: Positive = 512  # response tokens whose logits exist at one time
     workers: Positive = 1  # Ray Train workers (ranks)
-    resources_per_worker: dict[str, float] = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
+    resources_per_worker: Resources = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0 leaves torch's default
-    zero_stage: Literal[0, 1, 2, 3] = 2  # DeepSpeed ZeRO
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     max_failures: Annotated[int, Field(ge=0)] = 3  # restarts of the worker group before the run gives up
-    max_bad_steps: Positive = 3  # consecutive steps with a loss or gradient that is not finite before the run stops
-    gap_alarm: Annotated[float, Field(gt=0)] = 0.1  # alarm bound on mean |log-probability gap| between sampler and trainer, a token
+    max_bad_steps: Positive = 3  # steps in a row with a loss or gradient that is not finite
+    gap_alarm: Annotated[float, Field(gt=0)] = 0.1  # bound on mean |log-prob gap| of sampler and trainer
     optimizer: Optimizer = Optimizer()
 
 
 class Samplers(Section):
     count: Positive = 1  # sampler actors
-    resources: dict[str, float] = {"CPU": 1.0}  # Ray resources of one sampler
+    resources: Resources = {"CPU": 1.0}  # Ray resources of one sampler
     tensor_parallel_size: Positive = 1  # GPUs one engine spans
     max_model_len: Positive = 2048  # prompt and response together, in tokens
     max_num_seqs: Positive = 128  # responses that one engine generates at a time
@@ -162,13 +177,13 @@ class Checkpoints(Section):
 
 class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
-    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
 
 
 class Telemetry(Section):
-    console: Literal["auto", "live", "plain", "off"] = "auto"  # auto: live in a terminal, plain lines elsewhere
+    console: Literal["auto", "live", "plain", "off"] = "auto"  # auto: live in a terminal, else plain lines
     refresh_s: Seconds = 1.0  # live view
     plain_every_s: Seconds = 15.0  # plain lines
     wandb: bool = True  # offline when there is no key

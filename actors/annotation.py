@@ -1,0 +1,206 @@
+"""The annotation phase of Algorithm 1: sample k responses a prompt, rank them, join the memory, offer the lists."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from actors.cast import Cast
+from actors.progress import Progress
+from actors.sampler import SampleTask
+from larpo.config import Sampling
+from larpo.hardness import hardness
+from larpo.lists import rank, training_list
+from larpo.memory import merge, needs_reward, remember, replays
+from larpo.records import read_lists
+from larpo.types import Candidate, CandidateList, Prompt, list_id
+
+LINGER_S = 0.5  # how long a part waits for more lists before it is written smaller
+
+
+class Annotation:
+    """One iteration's annotation. Prompts whose lists are on disk already are not sampled again."""
+
+    def __init__(self, cast: Cast, progress: Progress, iteration: int) -> None:
+        self._cast, self._progress, self._iteration = cast, progress, iteration
+        self._run, self._config = cast.run, cast.run.config
+        self._sampled: asyncio.Queue[CandidateList | None] = asyncio.Queue(self._config.stream.lists_per_part)
+        self._memory: Mapping[str, CandidateList] = {}
+
+    async def annotate(self) -> None:
+        """Until every list of the iteration has been offered."""
+        recorded = set(await self._cast.call(self._cast.stream.open_iteration, self._iteration))
+        drawn = self._run.drawn(self._iteration)
+        todo = [prompt for prompt in drawn if prompt.id not in recorded]
+        self._memory = await self._remember()
+        self._progress.begin("sampling and ranking", self._iteration, len(drawn), len(drawn) - len(todo))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._sample_all(todo))
+            group.create_task(self._rank_all())
+        await self._replay({prompt.id for prompt in drawn} | recorded)
+        await self._cast.call(self._cast.stream.close_iteration, self._iteration)
+
+    async def _remember(self) -> Mapping[str, CandidateList]:
+        """What the memory mode keeps of earlier iterations, with the reference log-probabilities computed since."""
+        mode, seed = self._config.lists.memory, self._config.run.seed
+        if mode == "current" or self._iteration == 0:
+            return {}
+        lists = await asyncio.to_thread(lambda: list(read_lists(self._run.lists)))
+        references = await self._cast.call(self._cast.stream.references)
+        memory = remember(lists, mode, self._iteration, seed=seed)
+        return {key: _with_references(item, references) for key, item in memory.items()}
+
+    async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
+        """A slot works on a prompt until its list is taken for ranking: a full stream holds the sampling back."""
+        waiting = iter(prompts)
+
+        async def slot() -> None:
+            for prompt in waiting:
+                task = sample_task(self._iteration, prompt, self._run.token_ids[prompt.id], self._config.sampling)
+                candidates = await self._cast.samplers.sample(task)
+                self._progress.sampled += 1
+                await self._sampled.put(
+                    CandidateList(
+                        id=list_id(self._iteration, prompt.id),
+                        iteration=self._iteration,
+                        prompt=prompt,
+                        prompt_token_ids=self._run.token_ids[prompt.id],
+                        candidates=tuple(candidates),
+                    )
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._cast.samplers.slots):
+                group.create_task(slot())
+        await self._sampled.put(None)
+
+    async def _rank_all(self) -> None:
+        more = True
+        while more:
+            batch, more = await self._next_batch()
+            if batch:
+                await self._rank_and_offer(batch)
+
+    async def _next_batch(self) -> tuple[list[CandidateList], bool]:
+        """Sampled lists for one part, and whether more will come."""
+        batch: list[CandidateList] = []
+        while len(batch) < self._config.stream.lists_per_part:
+            try:
+                item = await asyncio.wait_for(self._sampled.get(), LINGER_S if batch else None)
+            except TimeoutError:
+                break
+            if item is None:
+                return batch, False
+            batch.append(item)
+        return batch, True
+
+    async def _rank_and_offer(self, batch: Sequence[CandidateList]) -> None:
+        seed = self._config.run.seed
+        started = time.time()
+        merged = []
+        for item in await self._with_rewards(batch):
+            remembered = self._memory.get(item.prompt.id)
+            if remembered is not None:
+                (remembered,) = await self._with_rewards([remembered])
+                item = merge(item, remembered.candidates, seed=seed)
+            ranked = rank(item.candidates, seed=seed, prompt_id=item.prompt.id)
+            merged.append(item.replace(candidates=ranked))
+        self._progress.span("reward", "rank", started, time.time())
+        await self._offer(merged)
+        self._progress.ranked += len(merged)
+
+    async def _offer(self, lists: Sequence[CandidateList]) -> None:
+        self._progress.log("lists", list_metrics(lists, self._cast.run), iteration=self._iteration)
+        limit = self._config.timeouts.stream_idle_s + 60
+        await self._cast.call(self._cast.stream.offer, list(lists), limit_s=limit)
+
+    async def _with_rewards(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
+        """Score the candidates that have no reward of this reward model."""
+        fingerprint = self._cast.rewards.fingerprint
+        missing = [[c for c in item.candidates if needs_reward(c, fingerprint)] for item in lists]
+        requests = [(item.prompt, [c.text for c in m]) for item, m in zip(lists, missing, strict=True) if m]
+        if not requests:
+            return list(lists)
+        rewards = iter(await self._cast.rewards.rank(requests))
+        scored: dict[str, Candidate] = {}
+        for group in (m for m in missing if m):
+            for candidate, reward in zip(group, next(rewards), strict=True):
+                if reward.failure:
+                    self._progress.reward_failed(candidate.id, reward.failure)
+                scored[candidate.id] = candidate.replace(reward=reward.value, reward_fingerprint=fingerprint)
+        return [item.replace(candidates=tuple(scored.get(c.id, c) for c in item.candidates)) for item in lists]
+
+    async def _replay(self, present: set[str]) -> None:
+        """Lists of prompts that this iteration did not draw come after the fresh ones."""
+        if not self._config.lists.replay or not self._memory:
+            return
+        absent = replays(self._memory, present, self._iteration, seed=self._config.run.seed)
+        size = self._config.stream.lists_per_part
+        for start in range(0, len(absent), size):
+            await self._offer(await self._with_rewards(absent[start : start + size]))
+
+
+def sample_task(iteration: int, prompt: Prompt, token_ids: tuple[int, ...], sampling: Sampling) -> SampleTask:
+    """k responses, dealt evenly over the iteration's temperatures."""
+    temperatures = sampling.temperatures
+    if sampling.temperature_by_iteration:
+        temperatures = (sampling.temperature_by_iteration[iteration],)
+    share, rest = divmod(sampling.k, len(temperatures))
+    counts = tuple((t, share + (number < rest)) for number, t in enumerate(temperatures))
+    return SampleTask(
+        key=list_id(iteration, prompt.id),
+        iteration=iteration,
+        prompt_token_ids=token_ids,
+        counts=counts,
+        max_new_tokens=sampling.max_new_tokens,
+        stop=sampling.stop,
+    )
+
+
+def _with_references(item: CandidateList, references: Mapping[str, tuple[float, str]]) -> CandidateList:
+    def known(candidate: Candidate) -> Candidate:
+        value = references.get(candidate.id)
+        if value is None:
+            return candidate
+        return candidate.replace(reference_log_prob=value[0], reference_fingerprint=value[1])
+
+    return item.replace(candidates=tuple(known(candidate) for candidate in item.candidates))
+
+
+def list_metrics(lists: Sequence[CandidateList], run) -> dict[str, float]:
+    """What a part's lists are like: rewards and lengths of fresh responses, hardness of what is trained on."""
+    config = run.config
+    fresh = [[c for c in item.candidates if c.origin == "sampled"] for item in lists]
+    responses = [c for group in fresh for c in group]
+    chosen = [training_list(item, config.lists, config.sampling, seed=config.run.seed) for item in lists]
+    trained = [item for item, _ in chosen if item is not None]
+    reasons = [reason for item, reason in chosen if item is None]
+    hard = [hardness(item.candidates) for item in trained]
+    candidates = [c for item in trained for c in item.candidates]
+    best = [max(c.reward or 0.0 for c in group) for group in fresh if group]
+    metrics = {
+        "lists/dropped_equal_rewards": float(reasons.count("all rewards equal")),
+        "lists/dropped_too_few": float(len(reasons) - reasons.count("all rewards equal")),
+        "lists/replayed": float(sum(not group for group in fresh)),
+    }
+    if responses:
+        metrics |= {
+            "lists/reward_mean": _mean([c.reward or 0.0 for c in responses]),
+            "lists/reward_best": _mean(best),
+            "lists/fully_met": _mean([float(value >= 1.0) for value in best]),
+            "lists/response_tokens": _mean([float(len(c.token_ids)) for c in responses]),
+            "lists/cut_off_share": _mean([float(c.finish_reason == "length") for c in responses]),
+        }
+    if trained:
+        metrics |= {
+            "lists/reward_gap": _mean([h.reward_gap for h in hard]),
+            "lists/overlap": _mean([h.overlap for h in hard]),
+            "lists/size": len(candidates) / len(trained),
+            "lists/remembered_share": _mean([float(c.origin == "remembered") for c in candidates]),
+        }
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

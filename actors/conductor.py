@@ -1,0 +1,133 @@
+"""The loop of Algorithm 1 (Jin 2025), over actors.
+
+Reading order: `align` starts the actors and the telemetry; `iterate` is the algorithm. In every iteration the
+behaviour policy samples and the reward model ranks (`annotate`), while the trainer consumes the lists as they stream
+in; when it has published its weights, the samplers take them, and the next iteration begins. With `overlap: none` the
+stream holds the lists back until the last is ranked.
+
+Held-out prompts are evaluated under each iteration's behaviour policy after its annotation, when the samplers would
+only wait for the trainer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from actors import placement
+from actors.annotation import Annotation
+from actors.cast import Cast
+from actors.checkpoints import newest_checkpoint
+from actors.heldout import evaluate
+from actors.preparation import PreparedRun, create_folder
+from actors.progress import Monitor, Progress
+from actors.results import Results, summarize, write_model
+from actors.telemetry import Telemetry
+from larpo.errors import LarpoError
+from larpo.evaluation import HeldoutResult
+from larpo.report import write_report
+
+
+async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutResult | None, HeldoutResult | None]:
+    """Algorithm 1 from iteration `first` on; returns the base policy's and the aligned policy's evaluation."""
+    training, each = cast.run.config.training, cast.run.config.evaluation.each_iteration
+    base = await evaluate(cast, progress, 0) if first > 0 else None
+    for iteration in range(first, training.iterations):
+        await Annotation(cast, progress, iteration).annotate()
+        if iteration == 0:
+            base = await evaluate(cast, progress, 0)
+        elif each:
+            await evaluate(cast, progress, iteration)
+        progress.begin("training", iteration, progress.total, progress.total)
+        await cast.wait_trained(iteration)
+        await cast.samplers.update()
+        progress.log("weights", {"weights/version": float(cast.samplers.members[0].version)})
+        progress.log("iteration", iteration=iteration)
+    return base, await evaluate(cast, progress, training.iterations)
+
+
+async def align(run: PreparedRun) -> Results:
+    """A whole run on the Ray cluster that is started: actors, iterations, model folder, report."""
+    create_folder(run)
+    with Telemetry(run.config, run.folder, resume=run.resumed) as telemetry:
+        progress = Progress(run.config, telemetry)
+        for note in run.notes:
+            progress.say(note)
+        cast = Cast(run, progress.failed)
+        reason = "the run is over"
+        try:
+            base, aligned = await _watched(cast, progress, _started(cast, progress))
+            progress.begin("writing the model", run.config.training.iterations, 0)
+            results = summarize(run, base, aligned)
+            await asyncio.to_thread(write_model, run, results.metrics)
+            telemetry.log("done", results.metrics)
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            await cast.stop(reason)
+    await asyncio.to_thread(write_report, run.folder)
+    return results
+
+
+async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None, HeldoutResult | None]:
+    """Start the actors where the newest checkpoint left off, then iterate."""
+    found = await asyncio.to_thread(newest_checkpoint, cast.run.checkpoints)
+    first = 0 if found is None else found[1].journal.iteration
+    if cast.run.resumed:
+        progress.say(f"resuming at iteration {first}, step {0 if found is None else found[1].step}")
+    progress.begin("starting engines and trainer", first, 0)
+    await cast.start(first)
+    return await iterate(cast, progress, first)
+
+
+async def _watched(cast: Cast, progress: Progress, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run `work` while the monitor looks and the trainer trains; an error of any of them ends all, with its cause."""
+    main = asyncio.create_task(work)
+    monitor = asyncio.create_task(Monitor(cast, progress, progress.refresh_s).watch())
+    try:
+        while not main.done():
+            watched = {main, monitor} | ({cast.trainer} if cast.trainer and not cast.trainer.done() else set())
+            await asyncio.wait(watched, timeout=5.0, return_when=asyncio.FIRST_COMPLETED)
+            for task in (monitor, cast.trainer):
+                if task is not None and task.done() and not main.done():
+                    task.result()  # raises the cause; a trainer that ended well has nothing to say
+        result = main.result()
+        await Monitor(cast, progress, progress.refresh_s).look()
+        return result
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+    finally:
+        for task in (main, monitor):
+            task.cancel()
+        await asyncio.gather(main, monitor, return_exceptions=True)
+
+
+def _first_cause(group: BaseExceptionGroup) -> BaseException:
+    """The error that a user should read: the first of ours, or the first."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(_first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in leaves if isinstance(error, LarpoError)), leaves[0])
+
+
+def run_to_end(run: PreparedRun) -> Results:
+    """Start or join Ray, align, and stop Ray again. SIGTERM ends the run as Ctrl-C does."""
+    import ray
+
+    placement.start_ray(run.config, run.name)
+    try:
+        return asyncio.run(_with_signals(run))
+    finally:
+        with suppress(Exception):
+            ray.shutdown()
+
+
+async def _with_signals(run: PreparedRun) -> Results:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await align(run)

@@ -1,0 +1,166 @@
+"""The thin adapter around vLLM: everything of its API that this project touches stands here and in `weight_engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from larpo.config import Config
+from larpo.errors import SamplerError
+from larpo.types import FinishReason, VersionSpan
+
+BACKEND = "larpo_shared_file"  # our weight-transfer backend in vLLM's registry
+EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM in each worker; registers the backend
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is started with."""
+
+    model: str
+    dtype: str
+    trust_remote_code: bool
+    tensor_parallel_size: int
+    max_model_len: int
+    max_num_seqs: int
+    memory_fraction: float
+    cpu_kv_cache_gib: int
+    cpu_cores: str
+    enforce_eager: bool
+
+    @staticmethod
+    def of(config: Config, model: str) -> EngineOptions:
+        samplers, policy = config.samplers, config.policy
+        return EngineOptions(
+            model=model,
+            dtype=policy.dtype,
+            trust_remote_code=policy.trust_remote_code,
+            tensor_parallel_size=samplers.tensor_parallel_size,
+            max_model_len=samplers.max_model_len,
+            max_num_seqs=samplers.max_num_seqs,
+            memory_fraction=samplers.memory_fraction,
+            cpu_kv_cache_gib=samplers.cpu_kv_cache_gib,
+            cpu_cores=samplers.cpu_cores,
+            enforce_eager=samplers.enforce_eager,
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response as the engine gave it; `log_probs` are raw, before temperature."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...]
+
+
+class Engine:
+    """One vLLM AsyncLLM with our weight-transfer backend."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    @staticmethod
+    async def start(options: EngineOptions) -> Engine:
+        """Load the model; seconds on a CPU to minutes on a large GPU model."""
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_kv_cache_gib)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm.config import WeightTransferConfig
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=options.model,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+            tensor_parallel_size=options.tensor_parallel_size,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            gpu_memory_utilization=options.memory_fraction,
+            enforce_eager=options.enforce_eager,
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            worker_extension_cls=EXTENSION,
+            disable_log_stats=True,
+        )
+        llm = AsyncLLM.from_engine_args(arguments)
+        await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        await llm.collective_rpc("larpo_die_with_parent")
+        await llm.update_weight_version("0")
+        return Engine(llm)
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+    ) -> list[Sample]:
+        """n responses to one prompt; no truncation of the distribution, so that raw log-probabilities are the policy's.
+
+        Raises SamplerError when the engine gave fewer than n responses, or cut one off by an abort.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=n,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            stop=list(stop),
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": list(prompt_token_ids)}
+        results = [result async for result in self._llm.generate(prompt, params, request_id)]
+        outputs = results[-1].outputs if results else []
+        if len(outputs) != n or any(output.finish_reason not in ("stop", "length") for output in outputs):
+            reasons = [output.finish_reason for output in outputs]
+            raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
+        return [_sample(output) for output in outputs]
+
+    async def update_weights(self, version: int, bucket_files: Sequence[Path]) -> None:
+        """Swap weights under running requests: they are paused, kept, and go on under the new version."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.pause_generation(mode="keep")
+        try:
+            await self._llm.start_weight_update()
+            for path in bucket_files:
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+            await self._llm.finish_weight_update(weight_version=str(version))
+        finally:
+            await self._llm.resume_generation()
+
+    async def weight_version(self) -> int:
+        return int(await self._llm.get_weight_version())
+
+    async def check_health(self) -> None:
+        """Raises when the engine's own processes have died."""
+        await self._llm.check_health()
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        await asyncio.gather(*(self._llm.abort(request_id) for request_id in request_ids))
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+def _sample(output: Any) -> Sample:
+    token_ids = tuple(output.token_ids)
+    log_probs = tuple(step[token].logprob for step, token in zip(output.logprobs, token_ids, strict=True))
+    versions = tuple(
+        VersionSpan(start=span.start, end=span.end, version=int(span.version))
+        for span in output.weight_versions or ()
+    )
+    return Sample(output.text, token_ids, log_probs, output.finish_reason, versions)

@@ -1,0 +1,146 @@
+"""Where actors are placed: every `ray.remote` of the project stands here, and so does Ray Train's start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from actors.engine import EngineOptions
+from actors.reward import RewardActor
+from actors.sampler import Sampler
+from actors.stream import ListStream
+from actors.trainer import TrainSpec, train_loop
+from actors.weights import WeightStore
+from larpo.config import Config, Reward
+from larpo.errors import ConfigError, TrainingError
+
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+
+
+def start_ray(config: Config, namespace: str) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one on loopback.
+
+    Raises ConfigError when the cluster there is can never hold the run's actors.
+    """
+    import ray
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith("HF_HUB_OFFLINE")}
+    runtime = {"env_vars": ENVIRONMENT | environment}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
+    else:
+        check_fits(needed_resources(config), {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
+        ray.init(
+            address="local",
+            namespace=namespace,
+            num_cpus=os.cpu_count(),
+            runtime_env=runtime,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    check_fits(needed_resources(config), ray.cluster_resources())
+
+
+def needed_resources(config: Config) -> dict[str, float]:
+    """Ray resources of all samplers and trainer workers together."""
+    total: dict[str, float] = {}
+    for count, resources in (
+        (config.samplers.count, config.samplers.resources),
+        (config.training.workers, config.training.resources_per_worker),
+    ):
+        for name, amount in resources.items():
+            total[name] = total.get(name, 0.0) + count * amount
+    return total
+
+
+def check_fits(needed: Mapping[str, float], available: Mapping[str, float]) -> None:
+    """Raises ConfigError naming what the cluster lacks."""
+    short = [
+        f"{amount:g} {name} needed, {available.get(name, 0.0):g} there"
+        for name, amount in needed.items()
+        if amount > available.get(name, 0.0)
+    ]
+    if short:
+        raise ConfigError(
+            "the cluster can never hold this run's actors: " + "; ".join(short) + ". Lower samplers.count or"
+            " training.workers, or what each asks for (samplers.resources, training.resources_per_worker)"
+        )
+
+
+def _local_gpus() -> dict[str, float]:
+    import torch
+
+    count = torch.cuda.device_count()
+    return {"GPU": float(count)} if count else {}
+
+
+def place_store() -> Any:
+    import ray
+
+    return ray.remote(WeightStore).options(num_cpus=0).remote()
+
+
+def place_stream(config: Config, lists_folder: str) -> Any:
+    import ray
+
+    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000)
+    return actor.remote(config, lists_folder)
+
+
+def place_reward(section: Reward) -> Any:
+    import ray
+
+    actor = ray.remote(RewardActor).options(num_cpus=0, max_concurrency=1000)
+    return actor.remote(section)
+
+
+def place_sampler(config: Config, options: EngineOptions, store: Any) -> Any:
+    import ray
+
+    resources = dict(config.samplers.resources)
+    actor = ray.remote(Sampler).options(
+        num_cpus=resources.pop("CPU", 0),
+        num_gpus=resources.pop("GPU", 0),
+        resources=resources,
+        max_concurrency=10_000,
+    )
+    return actor.remote(options, store)
+
+
+def kill(actor: Any) -> None:
+    import ray
+
+    ray.kill(actor, no_restart=True)
+
+
+async def train(spec: TrainSpec) -> None:
+    """Run the Ray Train group to the end of the stream, off the event loop; raises TrainingError with the cause."""
+    await asyncio.to_thread(_fit, spec)
+
+
+def _fit(spec: TrainSpec) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = spec.config.training
+    resources = dict(training.resources_per_worker)
+    gpu = resources.get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(spec.config.timeouts.step_s)),
+        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(spec.checkpoints.parent / "ray"),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise TrainingError(f"the training group failed: {error}") from error

@@ -1,0 +1,196 @@
+"""The pool of sampler actors: prompts are leased to samplers, and come back when a lease or a sampler ends.
+
+A prompt is handed out under a lease with a deadline. When the sampler dies, or the deadline passes, the prompt is
+sampled again elsewhere; a dead sampler is replaced, a limited number of times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.sampler import SamplerStats, SampleTask
+from larpo.config import Samplers, Timeouts
+from larpo.errors import PhaseTimeout, SamplerError
+from larpo.types import Candidate
+
+ATTEMPTS_PER_PROMPT = 3
+
+
+@dataclass
+class Member:
+    """One place in the pool: the actor that fills it now."""
+
+    name: str
+    actor: Any
+    version: int = 0
+    status: str = "starting"
+    in_flight: int = 0
+    stats: SamplerStats | None = None  # the newest, until the monitor has taken it
+    tokens: int = 0
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class SamplerPool:
+    """`spawn(name)` places a sampler actor; `on_failure(name, reason)` hears of each that ended."""
+
+    def __init__(
+        self,
+        spawn: Callable[[str], Any],
+        kill: Callable[[Any], None],
+        samplers: Samplers,
+        timeouts: Timeouts,
+        prompts_per_sampler: int,
+        on_failure: Callable[[str, str], None],
+    ) -> None:
+        self._spawn, self._kill, self._on_failure = spawn, kill, on_failure
+        self._samplers, self._timeouts = samplers, timeouts
+        self._per_sampler = prompts_per_sampler
+        self._restarts = 0
+        self.members: list[Member] = []
+        self._changed = asyncio.Condition()
+        self._failed: SamplerError | PhaseTimeout | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many prompts the pool works on at a time."""
+        return self._samplers.count * self._per_sampler
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    async def start(self) -> None:
+        """Start every sampler; returns when all have their engine and the newest weights."""
+        self.members = [self._place(f"sampler-{number}") for number in range(self._samplers.count)]
+        await asyncio.gather(*(self._start(member) for member in self.members))
+
+    def _place(self, name: str) -> Member:
+        return Member(name, self._spawn(name))
+
+    async def _start(self, member: Member) -> None:
+        limit = self._timeouts.engine_start_s
+        try:
+            member.version = await asyncio.wait_for(_result(member.actor.start.remote()), limit)
+        except TimeoutError as error:
+            raise PhaseTimeout(
+                f"{member.name} did not start its engine within {limit:g} s (timeouts.engine_start_s)"
+            ) from error
+        except Exception as error:
+            raise SamplerError(f"{member.name} could not start its engine: {error}") from error
+        member.status = "ready"
+        member.ready.set()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def sample(self, task: SampleTask) -> list[Candidate]:
+        """Sample one prompt under a lease; raises SamplerError when it failed on several samplers."""
+        reasons = []
+        for _ in range(ATTEMPTS_PER_PROMPT):
+            member = await self._acquire()
+            actor = member.actor
+            try:
+                return await asyncio.wait_for(_result(actor.sample.remote(task)), self._samplers.lease_s)
+            except TimeoutError:
+                reason = f"no answer within the lease of {self._samplers.lease_s:g} s (samplers.lease_s)"
+                reasons.append(f"{member.name}: {reason}")
+                await self._replace(member, actor, reason)
+            except Exception as error:
+                reasons.append(f"{member.name}: {error}")
+                if _is_death(error) or await self._is_broken(actor):
+                    await self._replace(member, actor, str(error))
+            finally:
+                await self._release(member)
+        raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))
+
+    async def _acquire(self) -> Member:
+        async with self._changed:
+            while True:
+                if self._failed:
+                    raise self._failed
+                ready = [m for m in self.members if m.ready.is_set() and m.in_flight < self._per_sampler]
+                if ready:
+                    member = min(ready, key=lambda m: m.in_flight)
+                    member.in_flight += 1
+                    return member
+                await self._changed.wait()
+
+    async def _release(self, member: Member) -> None:
+        async with self._changed:
+            member.in_flight -= 1
+            self._changed.notify_all()
+
+    async def _is_broken(self, actor: Any) -> bool:
+        try:
+            await asyncio.wait_for(_result(actor.stats.remote()), 30)
+        except Exception:
+            return True
+        return False
+
+    async def _replace(self, member: Member, actor: Any, reason: str) -> None:
+        """Put a new actor in the place of one that ended; the first caller to notice does it."""
+        if member.actor is not actor or not member.ready.is_set():
+            return
+        member.ready.clear()
+        member.status = "restarting"
+        self._on_failure(member.name, reason)
+        try:
+            await self._restart(member, reason)
+        except (SamplerError, PhaseTimeout) as error:
+            async with self._changed:  # whoever waits for a sampler hears of it
+                self._failed = error
+                self._changed.notify_all()
+            raise
+
+    async def _restart(self, member: Member, reason: str) -> None:
+        self._restarts += 1
+        if self._restarts > self._samplers.max_restarts:
+            raise SamplerError(
+                f"samplers died {self._restarts} times, over the limit of {self._samplers.max_restarts}"
+                f" (samplers.max_restarts); the last, {member.name}: {reason}"
+            )
+        self._kill(member.actor)
+        member.actor = self._spawn(member.name)
+        await self._start(member)
+
+    async def update(self) -> None:
+        """Every sampler pulls the newest weights; one that cannot is replaced, and starts with them."""
+        await asyncio.gather(*(self._update(member) for member in self.members))
+
+    async def _update(self, member: Member) -> None:
+        actor, limit = member.actor, self._timeouts.weights_s
+        member.status = "updating"
+        try:
+            member.version = await asyncio.wait_for(_result(actor.update.remote()), limit)
+            member.status = "ready"
+        except Exception as error:
+            reason = str(error) or f"no weight update within {limit:g} s (timeouts.weights_s)"
+            await self._replace(member, actor, reason)
+
+    async def poll(self) -> None:
+        """Refresh `stats` of each member; one whose engine has died is replaced."""
+        for member in self.members:
+            if not member.ready.is_set():
+                continue
+            actor = member.actor
+            try:
+                member.stats = await asyncio.wait_for(_result(actor.stats.remote()), 60)
+                member.version = member.stats.weight_version
+            except TimeoutError:
+                continue  # busy in a blocking call: the leases decide
+            except Exception as error:
+                await self._replace(member, actor, str(error))
+
+
+async def _result(reference: Awaitable[Any]) -> Any:
+    """A coroutine around an object reference, which asyncio can cancel."""
+    return await reference
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether the actor itself is gone, rather than its method having raised."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError)

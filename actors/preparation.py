@@ -1,0 +1,146 @@
+"""Everything that can be known, and refused, before an actor starts: folders, prompts, the policy, the plan."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from larpo.chat import encode_prompt
+from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
+
+from larpo.config import Config
+from larpo.errors import ConfigError, DataError
+from larpo.prompts import PromptOrder, drop_long, load_prompts
+from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
+from larpo.types import Prompt
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can start: its folder, policy, prompts and their token ids."""
+
+    config: Config
+    name: str
+    folder: Path
+    resumed: bool
+    policy: PreparedPolicy
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    token_ids: dict[str, tuple[int, ...]]  # prompt id -> what the samplers are given
+    notes: tuple[str, ...]  # what was left out and why
+    too_long: int
+
+    def drawn(self, iteration: int) -> list[Prompt]:
+        """The prompts of an iteration, in the order that the seed gives."""
+        order = PromptOrder(len(self.train), self.config.run.seed)
+        indices = order.draw(iteration, self.config.training.prompts_per_iteration)
+        return [self.train[index] for index in indices]
+
+    @property
+    def lists(self) -> Path:
+        return self.folder / "lists"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def new_run(recipe: str, overrides: Sequence[str]) -> tuple[Config, Path]:
+    """Configuration and folder of a new run; DataError when the folder holds another run."""
+    config = load_config(recipe, overrides)
+    name = config.run.name or f"{recipe_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(config.run.output_dir) / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder} already holds another run; choose another run.name, or go on with that one: --resume"
+        )
+    return config, folder.resolve()
+
+
+def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
+    """Configuration and folder of an interrupted run; knobs cannot change on the way."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise DataError(f"{folder} is not a run folder: it has no {CONFIG_FILE}; give the folder that a run printed")
+    config = load_config(str(file))
+    changed = changed_knobs(config, load_config(str(file), overrides))
+    if changed:
+        raise ConfigError(
+            "a resumed run keeps its knobs; these differ: " + "; ".join(changed) + ". Leave them out, or start a new run"
+        )
+    return config, folder.resolve()
+
+
+def cache_folder() -> Path:
+    """Where prepared policies are kept between runs: LARPO_CACHE, or a folder in the user's cache."""
+    return Path(os.environ.get("LARPO_CACHE") or Path.home() / ".cache" / "larpo")
+
+
+def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
+    """Load and check the inputs of a run; writes nothing but the policy cache.
+
+    Raises ConfigError or DataError naming what cannot be used.
+    """
+    sets = load_prompts(config.prompts)
+    policy = prepare_policy(config.policy, cache_folder() / "policies")
+    tokenizer = load_tokenizer(policy.path, config.policy.trust_remote_code)
+    token_ids = {
+        prompt.id: encode_prompt(
+            tokenizer,
+            prompt,
+            system=config.prompts.system,
+            require_template=config.policy.require_chat_template,
+        )
+        for prompt in (*sets.train, *sets.heldout)
+    }
+
+    def encode(prompt: Prompt) -> Sequence[int]:
+        return token_ids[prompt.id]
+
+    limit = config.prompts.max_prompt_tokens
+    train, long_train = drop_long(sets.train, encode, limit)
+    heldout, long_heldout = drop_long(sets.heldout, encode, limit)
+    too_long = len(long_train) + len(long_heldout)
+    notes = list(sets.notes) + list(policy.notes)
+    if too_long:
+        notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
+    _check_counts(config, len(train))
+    return PreparedRun(
+        config=config,
+        name=folder.name,
+        folder=folder,
+        resumed=resumed,
+        policy=policy,
+        train=tuple(train),
+        heldout=tuple(heldout),
+        token_ids=token_ids,
+        notes=tuple(notes),
+        too_long=too_long,
+    )
+
+
+def _check_counts(config: Config, train: int) -> None:
+    wanted = config.training.prompts_per_iteration
+    if train < wanted:
+        raise DataError(
+            f"{train} training prompts are left, and an iteration draws {wanted}"
+            " (training.prompts_per_iteration), each at most once: lower it, or give more prompts"
+        )
+
+
+def create_folder(run: PreparedRun) -> None:
+    """Make the run folder and write the resolved configuration into it, first of all files."""
+    if run.resumed:
+        return
+    run.lists.mkdir(parents=True, exist_ok=True)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    text = config_to_yaml(run.config)
+    partial = run.folder / (CONFIG_FILE + ".partial")
+    partial.write_text(text)
+    partial.rename(run.folder / CONFIG_FILE)
+

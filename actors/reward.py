@@ -1,0 +1,58 @@
+"""The reward actor: a reward model behind an asynchronous door. Undecorated; wrapped where it is placed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from larpo.config import Reward as RewardSection
+from larpo.rewards import Request, Reward, make_reward_model
+
+
+class RewardActor:
+    """Ranks one batch of lists at a time, off the event loop, and keeps count of what it did."""
+
+    def __init__(self, section: RewardSection) -> None:
+        self._section = section
+        self._model = make_reward_model(section)
+        self._turn = asyncio.Lock()
+        self._busy_seconds = 0.0
+        self._lists = self._responses = self._failures = 0
+
+    async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
+        """Rewards of several prompts' responses, in their order."""
+        async with self._turn:
+            start = time.monotonic()
+            try:
+                rewards = await asyncio.to_thread(self._model.score_lists, requests)
+            finally:
+                self._busy_seconds += time.monotonic() - start
+        self._lists += len(rewards)
+        self._responses += sum(len(of_list) for of_list in rewards)
+        self._failures += sum(bool(reward.failure) for of_list in rewards for reward in of_list)
+        return rewards
+
+    def describe(self) -> dict[str, str]:
+        """What ranks here; `fingerprint` goes into every candidate that it gives a reward."""
+        return {
+            "kind": self._section.kind,
+            "name": self._section.name,
+            "fingerprint": self._model.fingerprint,
+        }
+
+    async def stats(self) -> dict[str, float]:
+        """Since the start: seconds spent on finished batches, and counts of lists, responses and failed
+        rewards.
+        """
+        return {
+            "busy_seconds": self._busy_seconds,
+            "lists": self._lists,
+            "responses": self._responses,
+            "failures": self._failures,
+        }
+
+    async def close(self) -> None:
+        """Frees the reward model, after the batch that it is working on."""
+        async with self._turn:
+            await asyncio.to_thread(self._model.close)

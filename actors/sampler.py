@@ -1,0 +1,161 @@
+"""The sampler actor: one engine, the newest weights, and what it did with its time."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.engine import Engine, EngineOptions, Sample
+from actors.weights import write_bucket_files
+from larpo.types import Candidate
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    """One prompt to sample: how many responses at which temperatures."""
+
+    key: str  # unique within the run; candidates are named after it
+    iteration: int
+    prompt_token_ids: tuple[int, ...]
+    counts: tuple[tuple[float, int], ...]  # (temperature, number of responses)
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplerStats:
+    """What a sampler did since it started; `spans` are (start, end) in unix seconds, since the last call."""
+
+    weight_version: int
+    tokens: int
+    prompts: int
+    in_flight: int
+    busy_seconds: float
+    spans: tuple[tuple[str, float, float], ...]
+
+
+class Sampler:
+    """Wrapped by `ray.remote` where it is placed. `store` is a handle to a `WeightStore`."""
+
+    def __init__(self, options: EngineOptions, store: Any) -> None:
+        self._options, self._store = options, store
+        self._version = 0
+        self._tokens = self._prompts = self._in_flight = self._attempts = 0
+        self._busy_since = self._busy_seconds = 0.0
+        self._spans: list[tuple[str, float, float]] = []
+        self._updating = asyncio.Lock()
+
+    async def start(self) -> int:
+        """Start the engine and catch up with the newest weights; returns their version."""
+        started = time.time()
+        self._engine = await Engine.start(self._options)
+        self._spans.append(("start", started, time.time()))
+        return await self.update()
+
+    async def sample(self, task: SampleTask) -> list[Candidate]:
+        """All responses to one prompt, in the order of `task.counts`."""
+        self._attempts += 1
+        attempt = self._attempts
+        with self._busy():
+            groups = await asyncio.gather(
+                *(
+                    self._engine.generate(
+                        f"{task.key}#{attempt}.{group}",
+                        task.prompt_token_ids,
+                        n=count,
+                        temperature=temperature,
+                        max_tokens=task.max_new_tokens,
+                        stop=task.stop,
+                    )
+                    for group, (temperature, count) in enumerate(task.counts)
+                )
+            )
+        self._prompts += 1
+        self._tokens += sum(len(sample.token_ids) for group in groups for sample in group)
+        samples = [(t, sample) for (t, _), group in zip(task.counts, groups, strict=True) for sample in group]
+        return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(samples)]
+
+    async def update(self) -> int:
+        """Pull the newest weights and swap them in under running requests; returns the version now in use."""
+        async with self._updating:
+            version = await self._store.newest.remote()
+            if version != self._version:
+                started = time.time()
+                await self._pull(version)
+                self._version = version
+                self._spans.append(("update", started, time.time()))
+            return self._version
+
+    async def _pull(self, version: int) -> None:
+        buckets = await self._store.buckets.remote(version)
+        data = await asyncio.gather(*(bucket.reference[0] for bucket in buckets))
+        folder = shared_memory_folder()
+        pairs = list(zip(buckets, data, strict=True))
+        paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
+        try:
+            await self._engine.update_weights(version, paths)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+    async def stats(self) -> SamplerStats:
+        """Counters so far; raises when the engine's own processes have died."""
+        await self._engine.check_health()
+        now = time.time()
+        if self._in_flight:
+            self._close_span(now)
+            self._busy_since = now
+        spans, self._spans = tuple(self._spans), []
+        return SamplerStats(
+            self._version, self._tokens, self._prompts, self._in_flight, self._busy_seconds, spans
+        )
+
+    async def pid(self) -> int:
+        import os
+
+        return os.getpid()
+
+    async def shutdown(self) -> None:
+        self._engine.shutdown()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        if self._in_flight == 0:
+            self._busy_since = time.time()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._close_span(time.time())
+
+    def _close_span(self, now: float) -> None:
+        self._busy_seconds += now - self._busy_since
+        self._spans.append(("sample", self._busy_since, now))
+
+
+def _candidate(task: SampleTask, number: int, temperature: float, sample: Sample) -> Candidate:
+    return Candidate(
+        id=f"{task.key}/{number}",
+        text=sample.text,
+        token_ids=sample.token_ids,
+        log_probs=sample.log_probs,
+        finish_reason=sample.finish_reason,
+        temperature=temperature,
+        origin="sampled",
+        iteration=task.iteration,
+        versions=sample.versions,
+    )
+
+
+def shared_memory_folder() -> Path:
+    """Where files live in memory; the temporary folder on systems without /dev/shm."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else Path(tempfile.gettempdir())

@@ -1,0 +1,341 @@
+"""The stream of ranked candidate lists between the conductor and the trainer's ranks.
+
+Lists are on disk before they are offered. Each rank asks for the work at a position; the first to ask has it formed,
+the others get their share of the same. Work is one optimizer step, the end of an iteration, or the end of the run, so
+that a rank that waits for lists is not inside a collective. The trainer's checkpoint holds the `Journal`; giving it
+back with `restore` rolls the stream back to that point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.weights import write_durably
+from larpo.config import Config
+from larpo.errors import PhaseTimeout, TrainingError
+from larpo.lists import training_list
+from larpo.packing import deal
+from larpo.records import list_parts, next_part_number, read_lists, write_part
+from larpo.types import CandidateList, stable_hash
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Where the trainer is: the next position, and which prompts each (iteration, epoch) has consumed."""
+
+    position: int = 0
+    iteration: int = 0
+    epoch: int = 0
+    consumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "iteration/epoch" -> prompt ids
+
+    def used(self, iteration: int, epoch: int) -> tuple[str, ...]:
+        return self.consumed.get(f"{iteration}/{epoch}", ())
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One optimizer step: this rank's lists, and what all ranks agree on."""
+
+    position: int
+    iteration: int
+    epoch: int
+    lists: tuple[CandidateList, ...]
+    list_count: int  # of the global batch: the divisor of the loss
+    planned_share: float  # share of the run's planned lists behind this step, for the schedule
+    journal: Journal  # after this step
+
+
+@dataclass(frozen=True)
+class IterationEnd:
+    """All epochs of an iteration are trained: publish, checkpoint."""
+
+    position: int
+    iteration: int
+    journal: Journal
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Nothing is left to train."""
+
+    position: int
+
+
+Work = StepWork | IterationEnd | RunEnd
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """Snapshot for the console and the metrics."""
+
+    waiting: int
+    producer_wait_seconds: float
+    consumer_wait_seconds: float
+    dropped: Mapping[str, int]
+    iteration: int
+    trained_iterations: int
+    reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
+    alarms: tuple[str, ...]
+
+
+class ListStream:
+    """Wrapped by `ray.remote` where it is placed; every method is a coroutine on one event loop."""
+
+    def __init__(self, config: Config, lists_folder: str) -> None:
+        self._config, self._folder = config, Path(lists_folder)
+        self._queue: deque[CandidateList] = deque()  # trainable, not yet in a step
+        self._iteration, self._epoch = 0, 0
+        self._opened, self._closed = -1, -1  # newest iteration opened by the conductor; newest closed
+        self._journal = Journal()
+        self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
+        self._changed = asyncio.Condition()
+        self._restored = False
+        self._dropped: dict[str, int] = {}
+        self._trained = -1  # newest iteration whose end the trainer reported
+        self._waits = {"producer": 0.0, "consumer": 0.0}
+        self._reports: list[Mapping[str, Any]] = []
+        self._alarms: list[str] = []
+        self._references = _read_references(self._folder)
+        self._error: str | None = None
+
+    # The conductor's side.
+
+    async def open_iteration(self, iteration: int) -> tuple[str, ...]:
+        """Begin an iteration; returns the prompt ids whose lists are on disk already."""
+        async with self._changed:
+            self._opened = iteration
+            self._dropped = {}
+            self._enqueue_recorded()
+            self._changed.notify_all()
+        return tuple(record.prompt.id for record in self._recorded(iteration))
+
+    async def offer(self, lists: Sequence[CandidateList]) -> None:
+        """Write the lists to disk, then wait until there is room for those that carry a signal."""
+        iteration = lists[0].iteration
+        part = next_part_number(self._folder, iteration)
+        await asyncio.to_thread(write_part, self._folder, lists, iteration, part)
+        trainable = self._trainable(lists)
+        started = time.monotonic()
+        async with self._changed:
+            if self._config.overlap == "stream":
+                await self._wait(lambda: len(self._queue) + len(trainable) <= self._room(len(trainable)), "room")
+            self._waits["producer"] += time.monotonic() - started
+            if self._iteration == iteration and self._epoch == 0:
+                self._append(trainable)
+            self._changed.notify_all()
+
+    def _room(self, arriving: int) -> int:
+        """The bound; a batch larger than it may enter an empty stream."""
+        return max(self._config.stream.capacity, arriving)
+
+    async def close_iteration(self, iteration: int) -> None:
+        """No more lists of this iteration will be offered."""
+        async with self._changed:
+            self._closed = iteration
+            self._changed.notify_all()
+
+    async def fail(self, message: str) -> None:
+        """Wake every rank that waits, with the cause why no list will come."""
+        async with self._changed:
+            self._error = self._error or message
+            self._changed.notify_all()
+
+    async def wait_trained(self, iteration: int, timeout_s: float) -> bool:
+        """Whether the trainer has reported the end of the iteration, waiting for it at most `timeout_s`."""
+        async with self._changed:
+            try:
+                await self._wait(lambda: self._trained >= iteration, "the end of an iteration", timeout_s)
+            except PhaseTimeout:
+                return False
+        return True
+
+    async def status(self) -> StreamStatus:
+        reports, self._reports = tuple(self._reports), []
+        alarms, self._alarms = tuple(self._alarms), []
+        return StreamStatus(
+            waiting=len(self._queue),
+            producer_wait_seconds=self._waits["producer"],
+            consumer_wait_seconds=self._waits["consumer"],
+            dropped=dict(self._dropped),
+            iteration=self._iteration,
+            trained_iterations=self._trained + 1,
+            reports=reports,
+            alarms=alarms,
+        )
+
+    async def references(self) -> dict[str, tuple[float, str]]:
+        """Reference log-probabilities computed so far: candidate id -> (log-probability, fingerprint)."""
+        return self._references
+
+    # The trainer's side.
+
+    async def restore(self, journal: Journal) -> None:
+        """Roll back (or start) at the journal: lists on disk that it has not consumed are offered again."""
+        async with self._changed:
+            self._works.clear()
+            self._journal = journal
+            self._iteration, self._epoch = journal.iteration, journal.epoch
+            self._trained = journal.iteration - 1
+            self._queue.clear()
+            self._dropped = {}
+            self._restored = True
+            if self._epoch > 0:
+                self._start_epoch(self._epoch)
+            else:
+                self._enqueue_recorded()
+            self._changed.notify_all()
+
+    async def next_work(self, rank: int, ranks: int, position: int, timeout_s: float) -> Work:
+        """This rank's share of the work at `position`, formed when the first rank asks.
+
+        Raises PhaseTimeout when no list came in time, TrainingError when the conductor failed.
+        """
+        started = time.monotonic()
+        async with self._changed:
+            if position not in self._works:
+                await self._wait(lambda: position in self._works or self._ready(), "lists", timeout_s)
+                if position not in self._works:
+                    self._works = {p: work for p, work in self._works.items() if p == position - 1}
+                    self._works[position] = self._form(position)
+                    self._changed.notify_all()
+            if rank == 0:
+                self._waits["consumer"] += time.monotonic() - started
+            work, lists = self._works[position]
+        if not isinstance(work, StepWork):
+            return work
+        shares = deal([_tokens(item) for item in lists], ranks)
+        mine = tuple(lists[index] for index in shares[rank])
+        return StepWork(**{**vars(work), "lists": mine})
+
+    async def report(
+        self,
+        record: Mapping[str, Any],
+        references: Mapping[str, tuple[float, str]],
+        alarms: Sequence[str] = (),
+    ) -> None:
+        """A rank's record of a step, the reference log-probabilities it computed, and what the user should know."""
+        self._reports.append(record)
+        self._references.update(references)
+        self._alarms.extend(alarms)
+
+    async def trained(self, iteration: int) -> None:
+        """The trainer has published and checkpointed the end of `iteration`."""
+        await asyncio.to_thread(_write_references, self._folder, dict(self._references))
+        async with self._changed:
+            self._trained = iteration
+            self._changed.notify_all()
+
+    async def _wait(self, ready, what: str, timeout_s: float | None = None) -> None:
+        limit = timeout_s or self._config.timeouts.stream_idle_s
+        try:
+            await asyncio.wait_for(self._changed.wait_for(lambda: self._error is not None or ready()), limit)
+        except TimeoutError as error:
+            raise PhaseTimeout(f"waited {limit:g} s for {what} in the stream (timeouts.stream_idle_s)") from error
+        if self._error is not None:
+            raise TrainingError(self._error)
+
+    def _ready(self) -> bool:
+        """Whether the next work can be formed."""
+        if not self._restored:
+            return False
+        if self._iteration >= self._config.training.iterations:
+            return True
+        if self._opened < self._iteration:
+            return False
+        closed = self._closed >= self._iteration
+        full_step = len(self._queue) >= self._config.training.lists_per_step
+        return closed or (full_step and self._config.overlap == "stream")
+
+    def _form(self, position: int) -> tuple[Work, list[CandidateList]]:
+        if self._iteration >= self._config.training.iterations:
+            return RunEnd(position), []
+        while not self._queue and self._epoch + 1 < self._config.training.epochs:
+            self._start_epoch(self._epoch + 1)
+        if not self._queue:
+            return self._end_iteration(position), []
+        count = min(self._config.training.lists_per_step, len(self._queue))
+        lists = [self._queue.popleft() for _ in range(count)]
+        self._changed.notify_all()
+        key = f"{self._iteration}/{self._epoch}"
+        used = self._journal.used(self._iteration, self._epoch) + tuple(item.prompt.id for item in lists)
+        consumed = {**self._journal.consumed, key: used}
+        self._journal = Journal(position + 1, self._iteration, self._epoch, consumed)
+        share = self._planned_share(len(used))
+        return StepWork(position, self._iteration, self._epoch, (), count, share, self._journal), lists
+
+    def _end_iteration(self, position: int) -> IterationEnd:
+        ended = self._iteration
+        self._iteration, self._epoch = ended + 1, 0
+        self._journal = Journal(position + 1, self._iteration, 0, self._journal.consumed)
+        self._dropped = {}
+        self._enqueue_recorded()
+        return IterationEnd(position, ended, self._journal)
+
+    def _planned_share(self, used: int) -> float:
+        """Share of the planned lists (M x epochs x iterations) behind the newest step, whatever was dropped."""
+        training = self._config.training
+        passes = self._iteration * training.epochs + self._epoch
+        within = min(1.0, (used + sum(self._dropped.values())) / training.prompts_per_iteration)
+        return (passes + within) / (training.iterations * training.epochs)
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
+        self._epoch = epoch
+        lists = self._trainable(self._recorded(self._iteration), count_dropped=False)
+        lists.sort(key=lambda item: item.prompt.id)
+        random.Random(stable_hash(self._config.run.seed, self._iteration, epoch)).shuffle(lists)
+        used = set(self._journal.used(self._iteration, epoch))
+        self._queue.extend(item for item in lists if item.prompt.id not in used)
+
+    def _recorded(self, iteration: int) -> list[CandidateList]:
+        return [record for part in list_parts(self._folder, iteration) for record in read_lists(part)]
+
+    def _enqueue_recorded(self) -> None:
+        """Offer again what is on disk of the first epoch and not consumed."""
+        if self._restored and self._epoch == 0 and self._opened >= self._iteration:
+            self._append(self._trainable(self._recorded(self._iteration)))
+
+    def _append(self, lists: Sequence[CandidateList]) -> None:
+        """Queue lists of the first epoch, each once, whether it came from the conductor or from disk."""
+        taken = set(self._journal.used(self._iteration, 0)) | {item.prompt.id for item in self._queue}
+        self._queue.extend(item for item in lists if item.prompt.id not in taken)
+
+    def _trainable(self, lists: Sequence[CandidateList], count_dropped: bool = True) -> list[CandidateList]:
+        trainable = []
+        for item in lists:
+            selected, reason = training_list(
+                item, self._config.lists, self._config.sampling, seed=self._config.run.seed
+            )
+            if selected is not None:
+                trainable.append(selected)
+            elif count_dropped:
+                self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        return trainable
+
+
+def _tokens(item: CandidateList) -> int:
+    return len(item.prompt_token_ids) + sum(len(candidate.token_ids) for candidate in item.candidates)
+
+
+def _references_file(lists_folder: Path) -> Path:
+    return lists_folder.parent / "checkpoints" / "reference_log_probs.json"
+
+
+def _read_references(lists_folder: Path) -> dict[str, tuple[float, str]]:
+    file = _references_file(lists_folder)
+    return {key: tuple(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def _write_references(lists_folder: Path, references: Mapping[str, tuple[float, str]]) -> None:
+    file = _references_file(lists_folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(file.with_suffix(".partial"), json.dumps(references).encode())
+    file.with_suffix(".partial").rename(file)

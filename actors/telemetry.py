@@ -1,0 +1,163 @@
+"""One place through which everything that a run tells goes: file, console, wandb and the Ray dashboard.
+
+`metrics.jsonl` is the record: one strict JSON object a line, `{"time", "event", fields..., metrics...}`,
+written through at once, so that a killed process loses no line. The other sinks are views of it, and wandb
+may not end a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import larpo
+from actors.console import RunState, make_console
+from actors.telemetry_sinks import RaySink, WandbSink, redact, redact_all
+from larpo.config import Config
+from larpo.errors import DataError, LarpoError
+from larpo.metrics import check_event, check_names
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Telemetry:
+    """The telemetry of one run, living in the driver; safe to call from several threads."""
+
+    def __init__(self, config: Config, run_dir: Path, *, resume: bool, stream: TextIO | None = None) -> None:
+        self._lock = threading.RLock()
+        self._path = run_dir / METRICS_FILE
+        self._index = _prepare(self._path, resume)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._console = make_console(config.telemetry, stream)
+        self._ray = RaySink(config.run.name or run_dir.name)
+        self._wandb: WandbSink | None = None
+        self._closed = False
+        self.log("start", resumed=resume, version=larpo.__version__)
+        if config.telemetry.wandb:
+            self._try_wandb("start", lambda: self._open_wandb(config, run_dir))
+
+    def log(self, event: str, metrics: Mapping[str, float] | None = None, **fields: Any) -> None:
+        """Append one record and send its metrics on; alarms and failures are said in the console too.
+
+        A number that is not finite becomes null: the line stays strict JSON, and a column stays numeric.
+        """
+        metrics = metrics or {}
+        check_names(metrics)
+        check_event(event, fields)
+        taken = {"time", "event", *metrics} & fields.keys()
+        if taken:
+            raise LarpoError(f"field {min(taken)!r} of event {event!r} is taken by the record; rename it")
+        numbers = {name: plain_number(value) for name, value in metrics.items()}
+        record = {"time": time.time(), "event": event, **_plain(redact_all(fields)), **numbers}
+        with self._lock:
+            self._write(record)
+            self._send(fields, {name: value for name, value in numbers.items() if value is not None})
+        if event == "alarm":
+            self.say(f"alarm: {fields['message']}")
+        if event == "failure":
+            self.say(f"failure of {fields['actor']}: {fields['reason']}")
+
+    def update(self, state: RunState) -> None:
+        """Show the state in the console; nothing is written."""
+        self._console.update(state)
+
+    def say(self, line: str) -> None:
+        """Print a line: above the live view, or into the plain log."""
+        self._console.say(redact(line))
+
+    def close(self) -> None:
+        """End the live view, wandb and the file; may be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._close_wandb()
+            finally:
+                self._console.close()
+                self._file.close()
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        self._index += 1
+
+    def _send(self, fields: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+        if not numbers:
+            return
+        self._ray.log(numbers)
+        if self._wandb is not None:
+            axes = {key: fields[key] for key in ("step", "iteration", "epoch") if key in fields}
+            sink, index = self._wandb, self._index
+            self._try_wandb("log", lambda: sink.log(index, {**axes, **numbers}))
+
+    def _open_wandb(self, config: Config, run_dir: Path) -> None:
+        self._wandb = WandbSink(config, run_dir)
+        if self._wandb.mode == "offline":
+            self.say(f"wandb is offline (no key): `wandb sync {run_dir / 'wandb'}/offline-run-*` uploads it")
+
+    def _close_wandb(self) -> None:
+        """A failure is only said: the last record of a run that is done stays its "done"."""
+        if self._wandb is None:
+            return
+        try:
+            self._wandb.close()
+        except Exception as error:
+            self.say(f"alarm: wandb failed to finish ({type(error).__name__}: {error})")
+
+    def _try_wandb(self, what: str, call: Callable[[], None]) -> None:
+        """wandb is a view of the run: whatever it raises is reported once, and the run goes on without it."""
+        try:
+            call()
+        except Exception as error:
+            self._wandb = None
+            reason = f"{type(error).__name__}: {error}"
+            self.log("alarm", message=f"wandb failed to {what} ({reason}); the run goes on without wandb")
+
+
+def plain_number(value: Any) -> int | float | None:
+    """A Python number from a Python, numpy or torch scalar; None when it is not finite."""
+    if isinstance(value, Integral):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _plain(value: Any) -> Any:
+    """Fields as strict JSON: floats that are not finite become null, scalars of libraries plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    return plain_number(value)
+
+
+def _prepare(path: Path, resume: bool) -> int:
+    """Lines that the file holds, after cutting off one that a kill tore; refuses the file of another run."""
+    if not path.exists():
+        return 0
+    if not resume:
+        raise DataError(f"{path} already exists; resume that run with --resume, or choose another run.name")
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    return data.count(b"\n")

@@ -1,0 +1,160 @@
+"""Where records go beside `metrics.jsonl`: wandb and the Ray dashboard. Secrets go nowhere."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from larpo.config import Config
+from larpo.errors import PhaseTimeout
+from larpo.metrics import METRICS
+
+_SECRET_NAME = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_WANDB_START_S = 60.0
+_WANDB_FINISH_S = 90.0
+
+
+def redact(text: str, env: Mapping[str, str] | None = None) -> str:
+    """The text without the values of secret environment variables and the logins of URLs.
+
+    >>> redact("401 for abcdefgh1", {"HF_TOKEN": "abcdefgh1"})
+    '401 for [HF_TOKEN]'
+    """
+    env = os.environ if env is None else env
+    secrets = {value: name for name, value in env.items() if _SECRET_NAME.search(name) and len(value) >= 8}
+    for value in sorted(secrets, key=len, reverse=True):
+        text = text.replace(value, f"[{secrets[value]}]")
+    return _URL_LOGIN.sub("[login]", text)
+
+
+def redact_all(value: Any) -> Any:
+    """`redact` on every string of nested mappings and sequences; tuples become lists, as JSON has them."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_all(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_all(item) for item in value]
+    return value
+
+
+def wandb_mode(env: Mapping[str, str], home: Path) -> str:
+    """WANDB_MODE where it is set; else `online` with a key or a netrc login, `offline` without."""
+    if env.get("WANDB_MODE"):
+        return env["WANDB_MODE"]
+    if env.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(env.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    path = Path(env.get("NETRC") or home / ".netrc")
+    return "online" if path.is_file() and netrc.netrc(str(path)).authenticators(host) else "offline"
+
+
+def within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
+    """The result of `call`, or PhaseTimeout; a call that took too long goes on in a daemon thread."""
+    box: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            box["result"] = call()
+        except Exception as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in box:
+        raise box["error"]
+    if "result" not in box:
+        raise PhaseTimeout(f"{what} took longer than {seconds:g} s; set telemetry.wandb=false to run without it")
+    return box["result"]
+
+
+class WandbSink:
+    """A wandb run in `run_dir/wandb`, under the same id after a resume."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self.mode = wandb_mode(os.environ, Path.home())
+        self._run = None
+        if self.mode != "disabled":
+            self._run = within(_WANDB_START_S, "wandb.init", lambda: self._start(config, run_dir))
+
+    def _start(self, config: Config, run_dir: Path) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            init_timeout=_WANDB_START_S / 2,
+            finish_timeout=_WANDB_FINISH_S / 2,
+            x_service_wait=_WANDB_START_S / 2,
+            console="off",  # the live view owns the terminal
+            silent=True,
+            save_code=False,
+            disable_git=True,
+        )
+        run = wandb.init(
+            project=config.telemetry.wandb_project,
+            name=config.run.name or run_dir.name,
+            id=_wandb_id(run_dir / "wandb_id"),
+            dir=str(run_dir),
+            mode=self.mode,  # type: ignore[arg-type]
+            resume=None if self.mode == "offline" else "allow",
+            config=redact_all(config.model_dump(mode="json")),
+            settings=settings,
+        )
+        run.define_metric("train/*", step_metric="step")
+        return run
+
+    def log(self, index: int, numbers: Mapping[str, float]) -> None:
+        """`index` is the line in metrics.jsonl: it grows over resumes, as wandb demands of a step."""
+        if self._run is not None and numbers:
+            self._run.log(dict(numbers), step=index)
+
+    def close(self) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            within(_WANDB_FINISH_S, "wandb.finish", run.finish)
+
+
+def _wandb_id(path: Path) -> str:
+    """The id that the file holds; a new one is written first."""
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12] + "\n")
+    return path.read_text().strip()
+
+
+class RaySink:
+    """Every metric in the Ray dashboard, as `larpo_GROUP_NOUN`, tagged with the run's name."""
+
+    def __init__(self, run_name: str) -> None:
+        self._tags = {"run": run_name}
+        self._instruments: dict[str, Any] = {}
+
+    def log(self, numbers: Mapping[str, float]) -> None:
+        """Without an initialised Ray there is no dashboard, and nothing is sent."""
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            self._instruments.clear()
+            return
+        for name, value in numbers.items():
+            self._send(name, value)
+
+    def _send(self, name: str, value: float) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        metric = METRICS[name]
+        make = Gauge if metric.kind == "gauge" else Counter
+        if name not in self._instruments:
+            text = f"{metric.description} ({metric.unit})"
+            self._instruments[name] = make("larpo_" + name.replace("/", "_"), text, tag_keys=("run",))
+        if metric.kind == "gauge":
+            self._instruments[name].set(value, tags=self._tags)
+        elif value > 0:  # Ray refuses an increment of zero
+            self._instruments[name].inc(value, tags=self._tags)

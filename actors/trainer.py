@@ -1,0 +1,237 @@
+"""The Ray Train worker loop: what each rank of the trainer does with the stream's work.
+
+A rank asks the stream for the work at its position and does it: an optimizer step, or the end of an iteration
+(publish the weights, checkpoint), until the run ends. Ray Train restarts the group when a rank dies; each start goes
+on from the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from actors.stream import IterationEnd, Journal, RunEnd, StepWork
+from larpo.config import Config
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """What the conductor gives every rank; small, picklable."""
+
+    config: Config
+    policy_path: str
+    policy_fingerprint: str
+    run_dir: str
+    stream: Any  # handle to the ListStream actor
+    store: Any  # handle to the WeightStore actor
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.run_dir) / "checkpoints"
+
+
+def policy_folder(run_dir: Path, iteration: int) -> Path:
+    """Where the behaviour policy of `iteration` (>= 1) lies: the weights published at the end of the one before."""
+    return run_dir / "checkpoints" / f"policy-{iteration:04d}"
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Entry point of every rank, called by Ray Train with {"spec": TrainSpec}."""
+    import ray
+
+    from larpo.errors import LarpoError
+
+    spec: TrainSpec = settings["spec"]
+    try:
+        Rank(spec).run()
+    except LarpoError as error:  # starting again would meet it again: tell the conductor instead
+        ray.get(spec.stream.fail.remote(f"{type(error).__name__}: {error}"), timeout=60)
+
+
+class Rank:
+    """One rank: the engine, the reference, and the place in the stream's lineage."""
+
+    def __init__(self, spec: TrainSpec) -> None:
+        import ray.train
+
+        from actors.trainer_engine import TrainerEngine
+
+        context = ray.train.get_context()
+        self._spec, self._config = spec, spec.config
+        self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
+        self._spans: list[tuple[str, float, float]] = []
+        started = time.time()
+        self._engine = TrainerEngine(spec.config, spec.policy_path, self._rank, self._ranks)
+        self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
+        self._journal = Journal()
+        self._restore()
+        self._load_reference()
+        self._span("start", started)
+
+    def run(self) -> None:
+        while True:
+            waited = time.time()
+            work = self._call(
+                self._spec.stream.next_work, self._rank, self._ranks, self._position, self._idle_limit, extra_s=60
+            )
+            self._span("wait", waited)
+            match work:
+                case StepWork():
+                    self._train(work, time.time() - waited)
+                case IterationEnd():
+                    self._end_iteration(work)
+                case RunEnd():
+                    return
+            self._position += 1
+
+    def _train(self, work: StepWork, waited: float) -> None:
+        from larpo.schedule import learning_rate
+
+        started = time.time()
+        rate = learning_rate(self._config.training.optimizer, work.planned_share)
+        on_policy = self._since_publish == 0
+        metrics, references = self._engine.step(work, rate, self._reference_name, self._version, on_policy)
+        self._journal = work.journal
+        self._step += 1
+        self._since_publish += 1
+        self._span("train", started)
+        seconds = time.time() - started
+        metrics |= {"train/wait_seconds": waited, "train/step_seconds": seconds}
+        metrics["train/tokens_per_second"] = metrics["train/tokens"] / seconds
+        self._report(work, metrics, references)
+        self._check_bad_steps(metrics)
+        if self._step % self._config.checkpoints.every_steps == 0:
+            self._checkpoint(work.position + 1)
+
+    def _report(self, work: StepWork, metrics: dict[str, float], references: dict) -> None:
+        """Every rank hands over the references it computed; rank 0 speaks for the step."""
+        alarms = []
+        gap, bound = metrics.get("train/log_prob_gap", 0.0), self._config.training.gap_alarm
+        if gap > bound and self._rank == 0:
+            alarms.append(
+                f"step {self._step}: sampler and trainer differ by {gap:.3f} nats a token, over the bound of {bound:g}"
+                " (training.gap_alarm): check that both run the same weights, dtype and template"
+            )
+        record = {"step": self._step, "iteration": work.iteration, "epoch": work.epoch, "metrics": metrics}
+        spans, self._spans = self._spans, []
+        self._call(
+            self._spec.stream.report,
+            {**record, "rank": self._rank, "spans": spans} if self._rank == 0 else {"rank": self._rank, "spans": spans},
+            references,
+            alarms,
+        )
+
+    def _check_bad_steps(self, metrics: dict[str, float]) -> None:
+        from larpo.errors import TrainingError
+
+        self._bad_steps = self._bad_steps + 1 if metrics["train/bad_steps"] else 0
+        limit = self._config.training.max_bad_steps
+        if self._bad_steps >= limit:
+            raise TrainingError(
+                f"loss or gradient was not finite in {self._bad_steps} steps in a row, the limit"
+                f" (training.max_bad_steps = {limit}); lower training.optimizer.learning_rate and resume"
+            )
+
+    def _end_iteration(self, work: IterationEnd) -> None:
+        started = time.time()
+        self._journal = work.journal
+        version = 1 + max(self._version, self._call(self._spec.store.newest), self._newest_folder_version())
+        folder = policy_folder(Path(self._spec.run_dir), work.iteration + 1)
+        self._engine.write_policy(folder, version)
+        self._version, self._since_publish = version, 0
+        self._span("publish", started)
+        self._checkpoint(work.position + 1)
+        self._publish(folder)
+        if self._rank == 0:
+            self._drop_old_policies(work.iteration + 1)
+            self._call(self._spec.stream.trained, work.iteration)
+        self._load_reference()
+
+    def _publish(self, folder: Path) -> None:
+        """Hand a written policy to the store, unless it has that version already."""
+        from actors.weights import published_version
+
+        self._engine.barrier()
+        if self._rank == 0:
+            version = published_version(folder)
+            if self._call(self._spec.store.newest) < version:
+                self._call(self._spec.store.publish_folder, version, str(folder))
+        self._engine.barrier()
+
+    def _checkpoint(self, position: int) -> None:
+        """Written by every rank, committed by rank 0; the newest few are kept."""
+        from actors.checkpoints import TrainerState, checkpoint_folder, commit_checkpoint, prune
+
+        started = time.time()
+        root = self._spec.checkpoints
+        folder = checkpoint_folder(root, position)
+        self._engine.save(folder)
+        self._engine.barrier()
+        if self._rank == 0:
+            journal = replace(self._journal, position=position)
+            commit_checkpoint(folder, TrainerState(self._step, self._version, self._since_publish, journal))
+            prune(root, self._config.checkpoints.keep)
+        self._engine.barrier()
+        self._span("checkpoint", started)
+
+    def _restore(self) -> None:
+        """Go on from the newest whole checkpoint; the stream is rolled back to it."""
+        from actors.checkpoints import newest_checkpoint
+
+        found = newest_checkpoint(self._spec.checkpoints)
+        notes = []
+        if found is not None:
+            folder, state, damaged = found
+            self._engine.load(folder)
+            self._step, self._version = state.step, state.version
+            self._since_publish, self._journal = state.steps_since_publish, state.journal
+            self._position = state.journal.position
+            notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
+            if self._journal.iteration > 0:
+                self._publish(policy_folder(Path(self._spec.run_dir), self._journal.iteration))
+        self._engine.barrier()
+        if self._rank == 0:
+            self._call(self._spec.stream.restore, self._journal)
+            self._call(self._spec.stream.report, {"rank": 0, "spans": []}, {}, notes)
+        self._engine.barrier()
+
+    def _load_reference(self) -> None:
+        """The reference of this iteration: the initial model, or the iteration's behaviour policy."""
+        from actors.weights import published_version
+
+        iteration = self._journal.iteration
+        weights, name = None, self._spec.policy_fingerprint
+        if self._config.objective.reference == "iteration" and iteration > 0:
+            weights = policy_folder(Path(self._spec.run_dir), iteration)
+            name = f"{name}@{published_version(weights)}"
+        self._reference_name = name
+        self._engine.load_reference(weights)
+
+    def _newest_folder_version(self) -> int:
+        from actors.weights import published_version
+
+        folders = self._spec.checkpoints.glob("policy-*/manifest.json")
+        return max((published_version(path.parent) for path in folders), default=0)
+
+    def _drop_old_policies(self, iteration: int) -> None:
+        """Keep this iteration's behaviour policy and the one before, for a checkpoint that has to be passed over."""
+        import shutil
+
+        for old in range(1, iteration - 1):
+            shutil.rmtree(policy_folder(Path(self._spec.run_dir), old), ignore_errors=True)
+
+    @property
+    def _idle_limit(self) -> float:
+        return self._config.timeouts.stream_idle_s
+
+    def _span(self, kind: str, started: float) -> None:
+        self._spans.append((kind, started, time.time()))
+
+    def _call(self, method: Any, *arguments: Any, extra_s: float = 0.0) -> Any:
+        """Call an actor of ours, with a time limit."""
+        import ray
+
+        limit = self._config.timeouts.weights_s if extra_s == 0 else self._idle_limit + extra_s
+        return ray.get(method.remote(*arguments), timeout=limit)

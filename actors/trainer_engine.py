@@ -1,0 +1,306 @@
+"""One rank's DeepSpeed engine and reference model: steps, weights out, checkpoints. DeepSpeed's API is met here only."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from larpo.policy import load_policy
+from torch import Tensor
+
+from actors.stream import StepWork
+from actors.weights import PublishedFolder, encode_bucket, published_tensors, split_into_buckets
+from larpo.attention import attention_implementation
+from larpo.config import Config
+from larpo.errors import CheckpointError
+from larpo.list_step import (
+    PackedList,
+    PassCounts,
+    empty_row,
+    list_log_probs,
+    pass_counts,
+    rows_of,
+    step_lists,
+)
+from larpo.log_probs import PackedLogProbs, check_packed, packed_log_probs
+from larpo.objectives import get_objective
+from larpo.packing import PackedRow
+from larpo.step_metrics import SUMS, rank_sums, step_metrics
+from larpo.types import Candidate, CandidateList
+
+TAG = "engine"
+
+
+class PackedScorer(torch.nn.Module):
+    """A causal language model that scores a packed row in its forward pass: what DeepSpeed wraps and hooks into."""
+
+    def __init__(self, model: torch.nn.Module, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model, self.chunk_tokens = model, chunk_tokens
+
+    def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
+        result = packed_log_probs(self.model, row, chunk_size=self.chunk_tokens)  # type: ignore[arg-type]
+        return result.token_log_probs_N, result.token_entropies_N
+
+
+class TrainerEngine:
+    """The policy under DeepSpeed ZeRO, and the frozen reference."""
+
+    def __init__(self, config: Config, policy_path: str, rank: int, ranks: int) -> None:
+        self._config, self._policy_path = config, policy_path
+        self._rank, self._ranks = rank, ranks
+        self._device = _device()
+        if self._device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            if config.training.threads:
+                torch.set_num_threads(config.training.threads)
+        torch.manual_seed(config.run.seed)
+        self._objective = get_objective(config.objective.name)
+        model = self._load_model()
+        check_packed(model, tolerance=0.25 if config.policy.dtype == "bfloat16" else None)
+        if config.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine = self._deepspeed(model)
+        self._reference: torch.nn.Module | None = None
+
+    def _load_model(self) -> Any:
+        policy = self._config.policy
+        from transformers import AutoConfig
+
+        model_config = AutoConfig.from_pretrained(self._policy_path, trust_remote_code=policy.trust_remote_code)
+        model = load_policy(
+            self._policy_path,
+            dtype=policy.dtype,
+            attn_implementation=attention_implementation(model_config, self._device.type),
+            trust_remote_code=policy.trust_remote_code,
+        )
+        return model.to(self._device)
+
+    def _deepspeed(self, model: torch.nn.Module) -> Any:
+        import deepspeed
+
+        settings = self._config.training.optimizer
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        engine, *_ = deepspeed.initialize(
+            model=PackedScorer(model, self._config.training.chunk_tokens),
+            optimizer=optimizer,
+            config=deepspeed_config(self._config, self._ranks),
+            dist_init_required=False,
+        )
+        if hasattr(engine.optimizer, "check_grad_overflow"):
+            engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
+        return engine
+
+    @property
+    def model(self) -> Any:
+        return self._engine.module.model
+
+    def _score(self, row: PackedRow) -> PackedLogProbs:
+        return PackedLogProbs(*self._engine(row), row.response_lengths)
+
+    def load_reference(self, weights: Path | None) -> None:
+        """The initial model, or the published weights in `weights`; frozen, and sharded as the policy is."""
+        if self._reference is None:
+            model = self._load_model().eval().requires_grad_(False)
+            reference = PackedScorer(model, self._config.training.chunk_tokens)
+            self._reference = self._sharded(reference) if self._config.training.zero_stage == 3 else reference
+        elif weights is None:
+            return
+        if weights is not None:
+            self._fill_reference(weights)
+
+    def _sharded(self, reference: torch.nn.Module) -> torch.nn.Module:
+        import deepspeed
+
+        config = deepspeed_config(self._config, self._ranks) | {"zero_optimization": {"stage": 3}}
+        engine, *_ = deepspeed.initialize(model=reference, config=config, dist_init_required=False)
+        return engine
+
+    @torch.no_grad()
+    def _fill_reference(self, weights: Path) -> None:
+        assert self._reference is not None
+        parameters = {name.split("model.", 1)[1]: p for name, p in self._reference.named_parameters()}
+        for name, value in published_tensors(weights):
+            with self._gathered([parameters[name]], modifier_rank=0):
+                if parameters[name].shape == value.shape:
+                    parameters[name].copy_(value)
+
+    def step(
+        self, work: StepWork, rate: float, reference_name: str, version: int, on_policy: bool
+    ) -> tuple[dict[str, float], dict[str, tuple[float, str]]]:
+        """One optimizer step; returns the global metrics, and the reference log-probabilities newly computed."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        lists, computed = self._packed(work.lists, reference_name)
+        passes = PassCounts(*self._maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
+        outcomes = step_lists(
+            self._score,
+            lists,
+            objective=self._objective,
+            beta=self._config.objective.beta,
+            divisor=work.list_count / self._ranks,  # DeepSpeed takes the mean over ranks
+            passes=passes,
+            backward=self._backward,
+        )
+        bad = self._maximum([float(any(not _finite(outcome.loss) for outcome in outcomes))])[0] > 0
+        norm, applied = self._apply(bad)
+        sums, stalest = rank_sums(outcomes, version)
+        metrics = step_metrics(self._sum(sums), self._maximum([stalest])[0], on_policy=on_policy)
+        metrics |= {
+            "train/grad_norm": norm,
+            "train/learning_rate": rate,
+            "train/bad_steps": float(not applied),
+            "train/memory_gib": self._memory_gib(),
+        }
+        return metrics, computed
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def _apply(self, bad: bool) -> tuple[float, bool]:
+        """Take the optimizer step unless loss or gradient is not finite; returns (gradient norm, whether it was taken).
+
+        ZeRO's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
+        """
+        zero = self._config.training.zero_stage > 0 or self._config.policy.dtype == "bfloat16"
+        if not zero:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if bad or not _finite(norm):
+                self._engine.zero_grad()
+                return norm, False
+            self._engine.step()
+            return norm, True
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm if norm is not None else float("nan")), bool(self._engine.was_step_applied())
+
+    def _packed(
+        self, lists: tuple[CandidateList, ...], reference_name: str
+    ) -> tuple[list[PackedList], dict[str, tuple[float, str]]]:
+        """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now."""
+        packed, computed = [], {}
+        rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
+        for item, item_rows in zip(lists, rows, strict=True):
+            reference_M = stored_reference(item.candidates, reference_name)
+            if reference_M is None or self._config.training.zero_stage == 3:
+                reference_M = self._reference_of(item_rows).cpu()
+                computed |= {
+                    candidate.id: (float(value), reference_name)
+                    for candidate, value in zip(item.candidates, reference_M, strict=True)
+                }
+            rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
+            packed.append(PackedList(item, item_rows, rewards_M, reference_M))
+        if self._config.training.zero_stage == 3:  # a forward pass is collective there: every rank makes as many
+            mine = sum(len(item_rows) for item_rows in rows)
+            for _ in range(mine, int(self._maximum([mine])[0])):
+                self._reference_of((empty_row(),))
+        return packed, computed
+
+    def _reference_of(self, rows: tuple) -> Tensor:
+        reference = self._reference
+        assert reference is not None
+        return list_log_probs(lambda row: PackedLogProbs(*reference(row), row.response_lengths), rows)
+
+    def write_policy(self, folder: Path, version: int) -> None:
+        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
+        parameters = dict(self.model.named_parameters())
+        dtype = getattr(torch, self._config.policy.dtype)
+        sizes = {name: _full_numel(p) * dtype.itemsize for name, p in parameters.items()}
+        target = PublishedFolder(folder, version) if self._rank == 0 else None
+        for names in split_into_buckets(sizes, self._config.weights.bucket_mib * 2**20):
+            with self._gathered([parameters[name] for name in names]):
+                if target is not None:
+                    target.add(
+                        encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names})
+                    )
+        if target is not None:
+            target.close()
+        self.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its part of the optimizer and model state."""
+        try:
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"could not write the checkpoint {folder}: {error}; the one before is whole. Free disk space, then resume"
+            ) from error
+
+    def load(self, folder: Path) -> None:
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if loaded is None:
+            raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+    def _gathered(self, parameters: list, modifier_rank: int | None = None) -> Any:
+        import deepspeed
+
+        enabled = self._config.training.zero_stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=enabled)
+
+    def _sum(self, sums: dict[str, float]) -> dict[str, float]:
+        values = torch.tensor([sums[name] for name in SUMS], dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(values)
+        return dict(zip(SUMS, values.tolist(), strict=True))
+
+    def _maximum(self, numbers: list) -> list:
+        values = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return [type(number)(value) for number, value in zip(numbers, values.tolist(), strict=True)]
+
+    def _memory_gib(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32."""
+    training = config.training
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": ranks,
+        "gradient_clipping": training.optimizer.clip_norm,
+        "zero_optimization": {"stage": training.zero_stage},
+        "bf16": {"enabled": config.policy.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+
+
+def stored_reference(candidates: tuple[Candidate, ...], name: str) -> Tensor | None:
+    """Stored reference log-probabilities [M]; None when one is missing or another reference gave it."""
+    if any(c.reference_log_prob is None or c.reference_fingerprint != name for c in candidates):
+        return None
+    return torch.tensor([c.reference_log_prob for c in candidates], dtype=torch.float32)
+
+
+def _device() -> torch.device:
+    from ray.train.torch import get_device
+
+    return get_device()
+
+
+def _full_numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _finite(value: float) -> bool:
+    return bool(torch.isfinite(torch.tensor(value)))

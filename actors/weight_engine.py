@@ -1,0 +1,91 @@
+"""Our weight-transfer backend inside vLLM's worker processes.
+
+vLLM's own backends need GPUs. This one takes each bucket as a safetensors file in shared memory, because an engine's
+worker is a process of its own that cannot resolve Ray object references. vLLM imports `WeightTransferExtension` in
+every worker before it makes the transfer engine (`worker_extension_cls`), so no installed entry point is needed and a
+bare `ray job submit --working-dir` finds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.engine import BACKEND
+
+
+@dataclass
+class NoInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class BucketFile(WeightTransferUpdateInfo):
+    """One bucket: a safetensors file of checkpoint-format names, on this node."""
+
+    path: str
+
+
+class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
+    """Loads buckets from mapped files; layers are repacked as their last tensor arrives (CPU kernels need that)."""
+
+    init_info_cls = NoInitInfo
+    update_info_cls = BucketFile
+    backend = BACKEND
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        """Unlike the base class, does not need an accelerator to wait for."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: BucketFile) -> None:
+        with safe_open(update_info.path, framework="pt", device="cpu") as bucket:
+            self.model.load_weights((name, bucket.get_tensor(name)) for name in bucket.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+
+def die_with_parent() -> None:
+    """Linux ends this process when its parent dies: a killed sampler actor leaves no engine behind."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def register() -> None:
+    """Make the backend known to vLLM in this process; repeating it changes nothing."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, SharedFileWeightEngine)
+
+
+register()
+
+
+class WeightTransferExtension:
+    """Mixed into vLLM's worker; importing this module has registered the backend."""
+
+    def larpo_die_with_parent(self) -> None:
+        die_with_parent()

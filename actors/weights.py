@@ -1,0 +1,168 @@
+"""Weights on their way from the trainer to the samplers.
+
+A published version is a list of buckets. A bucket is the bytes of a safetensors file: the same bytes lie on disk (for
+resuming), in the Ray object store (owned by the `WeightStore`, so that they outlive the worker that put them) and in
+the file that a sampler hands to its engine. Each carries its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larpo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One bucket: size in bytes, checksum, and the object reference, wrapped so that Ray passes it as one."""
+
+    nbytes: int
+    checksum: str
+    reference: tuple[Any]
+
+
+class WeightStore:
+    """The actor that owns published weights. Samplers pull the newest, whenever they come."""
+
+    def __init__(self, keep: int = 1) -> None:
+        self._keep = keep
+        self._versions: dict[int, tuple[Bucket, ...]] = {}
+
+    def put_bucket(self, data: Any) -> Bucket:
+        """Store one bucket (uint8 array) under this actor's ownership."""
+        import ray
+
+        return Bucket(data.nbytes, checksum(data), (ray.put(data),))
+
+    def publish(self, version: int, buckets: tuple[Bucket, ...]) -> None:
+        """Make `version` the newest; raises CheckpointError when the number is not a new one."""
+        if self._versions and version <= max(self._versions):
+            raise CheckpointError(
+                f"weight version {version} was published after version {max(self._versions)}: versions only count up"
+            )
+        self._versions[version] = buckets
+        for old in sorted(self._versions)[: -self._keep]:
+            del self._versions[old]
+
+    def publish_folder(self, version: int, folder: str) -> None:
+        """Publish the buckets that `PublishedFolder` wrote, after their checksums."""
+        self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(Path(folder))))
+
+    def newest(self) -> int:
+        """The newest version; 0, the model that the samplers were started with, before any publication."""
+        return max(self._versions, default=0)
+
+    def buckets(self, version: int) -> tuple[Bucket, ...]:
+        """Buckets of a version; raises CheckpointError when it is not kept any more."""
+        if version not in self._versions:
+            raise CheckpointError(f"weight version {version} is not in the store, which holds {sorted(self._versions)}")
+        return self._versions[version]
+
+
+def checksum(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def split_into_buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Parameter names, in order, in buckets of at most `limit` bytes; a larger parameter gets one of its own."""
+    buckets: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not buckets or size > room:
+            buckets.append([])
+            room = limit
+        buckets[-1].append(name)
+        room -= size
+    return buckets
+
+
+def encode_bucket(tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The bytes of a safetensors file, as a uint8 array."""
+    import numpy
+    from safetensors.torch import save
+
+    return numpy.frombuffer(save({name: tensor.contiguous() for name, tensor in tensors.items()}), dtype=numpy.uint8)
+
+
+class PublishedFolder:
+    """Writes a version's buckets to `folder`, which appears whole or not at all."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        self._folder, self._version = folder, version
+        self._partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._files: list[dict[str, Any]] = []
+
+    def add(self, data: Any) -> None:
+        name = f"bucket-{len(self._files):05d}.safetensors"
+        write_durably(self._partial / name, data)
+        self._files.append({"name": name, "checksum": checksum(data)})
+
+    def close(self) -> None:
+        manifest = {"version": self._version, "files": self._files}
+        write_durably(self._partial / "manifest.json", json.dumps(manifest).encode())
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._partial.rename(self._folder)
+
+
+def read_buckets(folder: Path) -> Iterator[Any]:
+    """Buckets of a published folder; raises CheckpointError on a checksum that does not match."""
+    import numpy
+
+    for entry in _manifest(folder)["files"]:
+        data = numpy.fromfile(folder / entry["name"], dtype=numpy.uint8)
+        if checksum(data) != entry["checksum"]:
+            raise CheckpointError(f"{folder / entry['name']} is damaged: its SHA-256 is not the recorded one")
+        yield data
+
+
+def published_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters of a published folder, by name."""
+    from safetensors.torch import load
+
+    for data in read_buckets(folder):
+        yield from load(data.tobytes()).items()
+
+
+def published_version(folder: Path) -> int:
+    return int(_manifest(folder)["version"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def write_durably(path: Path, data: Any) -> None:
+    """Write and flush to disk; raises OSError (disk full) before anything depends on the file."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucket, Any]]) -> list[Path]:
+    """Check pulled buckets against their checksums and lay them where an engine can map them."""
+    paths = []
+    for number, (bucket, data) in enumerate(buckets):
+        found = checksum(data)
+        if found != bucket.checksum:
+            raise CheckpointError(
+                f"bucket {number} of weight version {version} arrived damaged:"
+                f" its SHA-256 is {found}, published as {bucket.checksum}"
+            )
+        path = folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors"
+        path.write_bytes(memoryview(data))
+        paths.append(path)
+    return paths
+

@@ -1,0 +1,212 @@
+"""Attention for packed rows: a response sees the prompt and itself.
+
+Three ways to the same rule, by the model's `attn_implementation`: - `larpo_segments` (CPU): one attention
+call a segment, on the prompt's keys and its own. No T x T mask exists, and
+  what a mask would throw away is not computed. Serves softcapped attention (Gemma-2) and sliding windows too.
+- `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids. - `sdpa`, `eager`
+(any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so. flash-attn's
+kernels cannot express the rule: they serve plain causal rows (SFT, reward models, unpacked policies).
+
+T tokens of a row, Q queries, K keys, H heads, G key-value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from larpo.errors import ConfigError
+from larpo.packing import PackedRow
+
+SEGMENTS = "larpo_segments"
+
+LayerMask = Tensor | BlockMask
+
+
+def attention_implementation(config: PreTrainedConfig, device_type: str) -> str:
+    """The `attn_implementation` with which to load a policy that trains on packed rows.
+
+    Raises:
+        ConfigError: the packed rule is not defined for a layer of the model.
+    """
+    _windows(config)
+    return "flex_attention" if device_type == "cuda" else SEGMENTS
+
+
+def packed_attention_mask(
+    config: PreTrainedConfig, row: PackedRow, dtype: torch.dtype
+) -> LayerMask | dict[str, LayerMask]:
+    """What to pass a backbone as `attention_mask`, so that it attends to `row` by the packed rule.
+
+    transformers takes a ready 4D mask as it is, or a dict of one for each layer type where layers differ.
+
+    Raises:
+        ConfigError: the model's attention implementation cannot serve packed rows.
+    """
+    implementation = config._attn_implementation
+    windows = _windows(config)
+    if implementation == SEGMENTS:
+        return torch.tensor([row.prompt_length, *row.response_lengths]).view(1, 1, 1, -1)
+    if implementation == "flex_attention":
+        masks = {layer_type: _block_mask(row, window) for layer_type, window in windows.items()}
+    elif implementation == "eager" or (implementation == "sdpa" and not _softcaps(config)):
+        masks = {layer_type: _additive_mask(row, window, dtype) for layer_type, window in windows.items()}
+    else:
+        raise ConfigError(
+            f"attention {implementation!r} cannot serve packed rows of a {config.model_type} model; load it "
+            f"with attn_implementation={attention_implementation(config, row.input_ids_T.device.type)!r}"
+        )
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers' registry knows as `larpo_segments`.
+
+    An int64 `attention_mask` announces a packed row and holds the lengths of its segments, prompt first; it
+    comes from `packed_attention_mask`. Any other mask is transformers' own, for plain rows.
+
+    Returns:
+        the attended values, [1, T, H, D], and no weights.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int64:
+        plain = sdpa_attention_forward if softcap is None else _plain_softcapped
+        options = {"sliding_window": sliding_window, "softcap": softcap, **kwargs}
+        return plain(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, dropout, scaling, **options)
+    lengths = attention_mask.flatten().tolist()
+    prompt_length, longest = lengths[0], max(lengths[1:])
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD))
+    windowed = sliding_window is not None and sliding_window < prompt_length
+    mask_QK = _causal_mask(0, prompt_length, sliding_window, query_1HTD) if windowed else None
+    outputs = [_attend(queries[0], keys[0], values[0], mask_QK, dropout, scaling, softcap)]
+    longest_mask_QK = _causal_mask(prompt_length, longest, sliding_window, query_1HTD)
+    for query, key, value in zip(queries[1:], keys[1:], values[1:], strict=True):
+        key, value = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
+        mask_QK = longest_mask_QK[: query.shape[2], : key.shape[2]]
+        outputs.append(_attend(query, key, value, mask_QK, dropout, scaling, softcap))
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """`softmax(cap(query key^T * scaling) + mask) value`, [1, H, Q, D]; no mask means causal.
+
+    `cap(x) = softcap * tanh(x / softcap)` (Gemma-2, arXiv 2408.00118, section 2), which no SDPA kernel
+    computes.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+    mask = _causal_mask(0, query.shape[2], None, query) if mask is None else mask
+    if grouped:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) + mask
+    return F.dropout(logits.softmax(-1, dtype=torch.float32).to(query.dtype), dropout) @ value
+
+
+def _plain_softcapped(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    *,
+    sliding_window: int | None,
+    softcap: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Plain rows of a softcapped model. A padded row may see nothing: a finite ban keeps nan out of it."""
+    if mask is None:
+        mask = _causal_mask(key.shape[2] - query.shape[2], query.shape[2], sliding_window, query)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    return _attend(query, key, value, mask, dropout, scaling, softcap).transpose(1, 2), None
+
+
+def _causal_mask(prefix: int, length: int, window: int | None, like: Tensor) -> Tensor:
+    """Additive [length, prefix + length]: query i sees keys up to prefix + i, of those the last `window`."""
+    ban_QK = like.new_full((length, prefix + length), -torch.inf)
+    later_QK = ban_QK.triu(prefix + 1)
+    return later_QK if window is None else later_QK + ban_QK.tril(prefix - window)
+
+
+def _rule(row: PackedRow, window: int | None) -> Callable[[Any, Any, Tensor, Tensor], Tensor]:
+    """FlexAttention's mask function: may the query at that index of the row see that key?
+
+    The window counts positions, not indices: responses stand side by side, each right after the prompt.
+    """
+    segments_T, positions_T = row.segment_ids_T, row.position_ids_T
+
+    def sees(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
+        related = (segments_T[key] == 0) | (segments_T[key] == segments_T[query])
+        seen = related & (key <= query)
+        return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
+
+    return sees
+
+
+def _block_mask(row: PackedRow, window: int | None) -> LayerMask:
+    """Compiled on a GPU, where making it eagerly would need several [T, T] tensors."""
+    length, device = len(row.input_ids_T), row.input_ids_T.device
+    on_gpu = device.type == "cuda"
+    return create_block_mask(_rule(row, window), None, None, length, length, device=str(device), _compile=on_gpu)
+
+
+def _additive_mask(row: PackedRow, window: int | None, dtype: torch.dtype) -> LayerMask:
+    """Additive, not bool: SDPA on CPU converts a bool mask once a layer, and keeps each for the backward."""
+    indices_T = torch.arange(len(row.input_ids_T), device=row.input_ids_T.device)
+    sees_TT = _rule(row, window)(None, None, indices_T[:, None], indices_T[None, :])
+    return torch.zeros_like(sees_TT, dtype=dtype).masked_fill(~sees_TT, -torch.inf)[None, None]
+
+
+def _windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """The sliding window of each layer type that the model has; None sees everything."""
+    window = getattr(config, "sliding_window", None)
+    known = {"full_attention": None, "sliding_attention": window}
+    plain = "full_attention" if window is None else "sliding_attention"
+    layer_types = sorted(set(getattr(config, "layer_types", None) or [plain]))
+    unknown = [layer_type for layer_type in layer_types if layer_type not in known]
+    if unknown:
+        raise ConfigError(
+            f"a {config.model_type} model has layers of type {unknown}, packed rows serve {sorted(known)}; "
+            "choose a policy that has no others"
+        )
+    return {layer_type: known[layer_type] for layer_type in layer_types}
+
+
+def _softcaps(config: PreTrainedConfig) -> bool:
+    return getattr(config, "attn_logit_softcapping", None) is not None
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)

@@ -1,0 +1,108 @@
+"""From messages to the token ids that a sampler is given, by the policy's own chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from larpo.errors import ConfigError, DataError
+from larpo.types import Message, Prompt
+
+_ANSWER = "<answer goes here>"  # stands for an answer where a template is asked what it writes after one
+
+
+def encode_prompt(
+    tokenizer: Any, prompt: Prompt, *, system: str | None = None, require_template: bool = True
+) -> tuple[int, ...]:
+    """Token ids of a prompt, up to and with the header of the assistant's turn; BOS once at most.
+
+    `system` is put before a prompt that has no system turn. A tokenizer without a chat template is a ConfigError when
+    one is required; otherwise the plain template is used, "role: content" a line and "assistant:" at the end, with BOS
+    before it where the tokenizer adds one to plain text.
+    """
+    messages = with_system(prompt.messages, system)
+    if tokenizer.chat_template is not None:
+        text = _templated(tokenizer, messages, prompt.id)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    elif require_template:
+        raise ConfigError(
+            "policy.require_chat_template = True: the tokenizer of policy.model has no chat template; take "
+            "an instruct "
+            "model, add chat_template.jinja to its folder, or set policy.require_chat_template=false for a "
+            "plain one"
+        )
+    else:
+        ids = _without_end(tokenizer, tokenizer(plain_text(messages))["input_ids"])
+    return tuple(_one_bos(tokenizer, ids))
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The messages with a system turn first: their own, else `system`, else none."""
+    has_one = any(message.role == "system" for message in messages)
+    return messages if system is None or has_one else (Message("system", system), *messages)
+
+
+def plain_text(messages: tuple[Message, ...]) -> str:
+    """The plain template: "role: content" a line, then the header "assistant:"."""
+    return "".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant:"
+
+
+def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Ids that end a response: those of the generation config, EOS, and what the chat template ends an answer with.
+
+    DataError when there is none, since every response would then run into the length limit.
+    """
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = list(configured) if isinstance(configured, list | tuple) else [configured]
+    ids += [tokenizer.eos_token_id, _end_of_answer(tokenizer)]
+    found = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+    if not found:
+        raise DataError(
+            "policy.model names no token that ends a response: neither its generation config, nor its "
+            "tokenizer's EOS, "
+            "nor its chat template; set eos_token_id in its generation_config.json"
+        )
+    return found
+
+
+def _templated(tokenizer: Any, messages: tuple[Message, ...], prompt_id: str) -> str:
+    """The template's text; ConfigError when the template refuses these turns."""
+    import jinja2
+
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise ConfigError(
+            f"prompt {prompt_id!r}: the policy's chat template refuses the turns ({roles}): {error}; leave "
+            "prompts.system out if it takes no system turn, or reorder the prompt's turns"
+        ) from error
+
+
+def _one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The ids with one BOS at most at their start: a template may write one and a tokenizer add another."""
+    bos = tokenizer.bos_token_id
+    while bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
+        ids = ids[1:]
+    return ids
+
+
+def _without_end(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Plain text's ids without the EOS that some tokenizers add: the response goes on from here."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _end_of_answer(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes right after an assistant's answer, if any."""
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)[2]
+    ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in special_ids(tokenizer) else None
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that the tokenizer marks as special."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))

@@ -1,0 +1,194 @@
+"""Constraints between knobs: what no single knob's type or range can say.
+
+Each function takes a configuration and returns one line a problem, every line naming the knob, its value, the
+limit and the next step. They read no data and import nothing heavy.
+"""
+
+from __future__ import annotations
+
+from larpo.config import OBJECTIVE_NAMES, Config, Selection, nearest
+from larpo.errors import ConfigError
+from larpo.prompt_sets import BUNDLED_SETS
+from larpo.verifiers import check_verifier_name
+
+
+def check_config(config: Config) -> None:
+    """ConfigError with every problem that `config` has, one a line; None when it can run."""
+    checks = (_run, _prompts, _columns, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    problems = [problem for check in checks for problem in check(config)]
+    if problems:
+        raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
+
+
+def problem_list(head: str, problems: list[str]) -> str:
+    """One message of several problems, one a line."""
+    return "\n  - ".join([f"{head}:", *problems])
+
+
+def selected_count(selection: Selection, k: int) -> int:
+    """How many of k ranked responses a selection keeps."""
+    return {
+        "best_vs_worst": 2,
+        "best_vs_rest": k,
+        "best_vs_bottom": 1 + selection.bottom,
+        "top_and_bottom": selection.top + selection.bottom,
+        "all": k,
+    }[selection.policy]
+
+
+def _run(config: Config) -> list[str]:
+    name = config.run.name
+    if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")):
+        return []
+    return [
+        f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around "
+        "it; "
+        "folders above it go into run.output_dir"
+    ]
+
+
+def _prompts(config: Config) -> list[str]:
+    prompts, problems = config.prompts, []
+    if prompts.source == "reasoning_gym":
+        if not prompts.tasks:
+            problems.append("prompts.tasks = {}: reasoning_gym needs one task or more, such as {chain_sum: {}}")
+        if prompts.train_count is None:
+            problems.append("prompts.train_count is not given: reasoning_gym makes prompts without end; set it")
+    elif prompts.tasks:
+        problems.append(
+            f"prompts.tasks has {sorted(prompts.tasks)}: only prompts.source = reasoning_gym takes tasks, "
+            "not "
+            f"{prompts.source!r}; leave them out"
+        )
+    if config.evaluation.each_iteration and prompts.heldout_count == 0:
+        problems.append(
+            "evaluation.each_iteration = True: needs held-out prompts, but prompts.heldout_count is 0; hold "
+            "some "
+            "out, or set evaluation.each_iteration=false"
+        )
+    return problems
+
+
+def _columns(config: Config) -> list[str]:
+    source = config.prompts.source
+    given = {name: column for name, column in config.prompts.columns if column is not None}
+    if source in BUNDLED_SETS:
+        return [f"prompts.columns has {given}: the bundled set {source!r} takes none; leave it out"] if given else []
+    texts = [name for name in ("prompt", "messages") if name in given]
+    if len(texts) == 1:
+        return []
+    return [
+        f"prompts.columns names {' and '.join(texts) or 'no text column'} for {source!r}: set exactly one of "
+        f"prompts.columns.prompt and prompts.columns.messages (bundled sets: {', '.join(BUNDLED_SETS)})"
+    ]
+
+
+def _reward(config: Config) -> list[str]:
+    name, prompts = config.reward.name, config.prompts
+    try:
+        check_verifier_name(name)
+    except ConfigError as error:
+        return [f"reward.name = {name!r}: {error}"]
+    if name == "reasoning_gym" and prompts.source != "reasoning_gym":
+        return [
+            f"reward.name = 'reasoning_gym': scores generated tasks only, but prompts.source is "
+            f"{prompts.source!r}; set "
+            "prompts.source=reasoning_gym, or another reward.name"
+        ]
+    has_answers = prompts.source == "ifeval" or prompts.columns.answer_key is not None
+    if name == "ifeval" and not has_answers:
+        return [
+            f"reward.name = 'ifeval': needs constraints, but prompts.source is {prompts.source!r} without "
+            "prompts.columns.answer_key; set prompts.source=ifeval, or name the column that holds them"
+        ]
+    return []
+
+
+def _objective(config: Config) -> list[str]:
+    name, selection = config.objective.name, config.lists.selection
+    if name not in OBJECTIVE_NAMES:
+        return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVE_NAMES)}"]
+    count = selected_count(selection, config.sampling.k)
+    if name in ("pairwise", "dpo") and count > 2:
+        return [
+            f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but "
+            "objective.name = "
+            f"{name!r} trains on 2, one winner and one loser; set lists.selection.policy=best_vs_worst"
+        ]
+    return []
+
+
+def _selection(config: Config) -> list[str]:
+    selection, k = config.lists.selection, config.sampling.k
+    count = selected_count(selection, k)
+    if count <= k:
+        return []
+    knobs = "1 + bottom" if selection.policy == "best_vs_bottom" else "top + bottom"
+    return [
+        f"lists.selection = {selection.policy}: {knobs} = {count} responses, but sampling.k is {k}; lower "
+        f"lists.selection or set sampling.k={count} or more"
+    ]
+
+
+def _temperatures(config: Config) -> list[str]:
+    sampling, iterations, problems = config.sampling, config.training.iterations, []
+    count, planned = len(sampling.temperatures), len(sampling.temperature_by_iteration)
+    if count == 0:
+        problems.append("sampling.temperatures = []: must hold one temperature or more, such as [1.0]")
+    if count > sampling.k:
+        problems.append(
+            f"sampling.temperatures has {count} values: sampling.k = {sampling.k} responses cannot be split "
+            "over them; "
+            f"set sampling.k={count} or more"
+        )
+    if planned and planned != iterations:
+        problems.append(
+            f"sampling.temperature_by_iteration has {planned} values: training.iterations is {iterations}; "
+            "give one an "
+            "iteration, or none"
+        )
+    return problems
+
+
+def _lengths(config: Config) -> list[str]:
+    prompt, response = config.prompts.max_prompt_tokens, config.sampling.max_new_tokens
+    limits = {
+        "samplers.max_model_len": config.samplers.max_model_len,
+        "training.row_tokens": config.training.row_tokens,
+    }
+    return [
+        f"{knob} = {limit}: prompts.max_prompt_tokens + sampling.max_new_tokens = {prompt} + {response} = "
+        f"{prompt + response} must fit into it; lower those, or set {knob}={prompt + response} or more"
+        for knob, limit in limits.items()
+        if prompt + response > limit
+    ]
+
+
+def _counts(config: Config) -> list[str]:
+    training, pool = config.training, config.prompts.train_count
+    step, drawn, problems = training.lists_per_step, training.prompts_per_iteration, []
+    if pool is not None and drawn > pool:
+        problems.append(
+            f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since "
+            "an iteration "
+            "draws a prompt once; lower it, or raise prompts.train_count"
+        )
+    if step < training.workers:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one "
+            "list a "
+            "worker; raise it, or use fewer workers"
+        )
+    if step > drawn:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or "
+            "an "
+            "iteration has no full step; lower it"
+        )
+    if step > config.stream.capacity:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at most stream.capacity = {config.stream.capacity}, "
+            "or the "
+            f"stream can never hold a step's lists; lower it, or set stream.capacity={step} or more"
+        )
+    return problems

@@ -1,0 +1,167 @@
+"""One optimizer step's forward and backward passes over one rank's lists. No optimizer, no process group.
+
+A list is one packed row, one forward and one backward pass. A list longer than the row limit is split into rows that
+repeat the prompt; its loss needs the scores of all rows before any row's gradient, so it takes two passes: the scores
+without gradient, then row by row with `d loss / d score` as fixed weights. The gradient is the same.
+
+Every rank makes the same number of passes: `pass_counts` tells this rank's, the caller takes the maximum over ranks,
+and a rank that has fewer makes empty ones, so that collectives inside a pass (ZeRO-3) stay in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from larpo.log_probs import PackedLogProbs
+from larpo.objectives import Objective
+from larpo.packing import PackedRow, pack_list, split_list
+from larpo.types import CandidateList
+
+Scorer = Callable[[PackedRow], PackedLogProbs]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedList:
+    """A list to train on: its rows, the rewards [M], and the reference log-probabilities [M]."""
+
+    source: CandidateList
+    rows: tuple[PackedRow, ...]
+    rewards_M: Tensor
+    reference_M: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ListOutcome:
+    """What a step computed of one list, detached: for metrics."""
+
+    source: CandidateList
+    loss: float
+    log_probs_M: Tensor
+    reference_M: Tensor
+    scores_M: Tensor
+    token_log_probs_N: Tensor
+    token_entropies_N: Tensor
+
+
+@dataclass(frozen=True)
+class PassCounts:
+    """Passes of one rank: scoring (split lists only, no gradient) and backward."""
+
+    scoring: int
+    backward: int
+
+
+def rows_of(item: CandidateList, row_tokens: int) -> tuple[PackedRow, ...]:
+    """The list's rows; DataError when the prompt and one response exceed `row_tokens`."""
+    responses = [candidate.token_ids for candidate in item.candidates]
+    return tuple(split_list(item.prompt_token_ids, responses, row_tokens))
+
+
+def pass_counts(lists: Sequence[PackedList]) -> PassCounts:
+    split = sum(len(item.rows) for item in lists if len(item.rows) > 1)
+    return PassCounts(scoring=split, backward=sum(len(item.rows) for item in lists))
+
+
+@torch.no_grad()
+def list_log_probs(scorer: Scorer, rows: Sequence[PackedRow]) -> Tensor:
+    """`log pi(y_m | x)`, [M], of a list's rows, without gradient."""
+    return torch.cat([scorer(row).log_probs_M for row in rows])
+
+
+def empty_row() -> PackedRow:
+    """The smallest row there is: for passes that only keep a rank in step."""
+    return pack_list([0], [[0]])
+
+
+def step_lists(
+    policy: Scorer,
+    lists: Sequence[PackedList],
+    *,
+    objective: Objective,
+    beta: float,
+    divisor: float,
+    passes: PassCounts,
+    backward: Callable[[Tensor, bool], None],
+) -> list[ListOutcome]:
+    """Forward and backward over this rank's lists.
+
+    Args:
+        policy: the log-probabilities of a row, with gradient.
+        divisor: lists of the global batch (times whatever the caller's reduction multiplies by).
+        passes: the maximum of `pass_counts` over ranks.
+        backward: called `passes.backward` times with a scalar loss and whether it is the last one.
+    Returns:
+        an outcome for each list.
+    """
+    split_scores = _score_split_lists(policy, lists, beta, passes.scoring)
+    outcomes, made = [], 0
+    for number, item in enumerate(lists):
+        weights = split_scores.get(number)
+        parts = []
+        for row_number, row in enumerate(item.rows):
+            result = policy(row)
+            parts.append(result)
+            reference = _of_row(item, item.reference_M, row_number).to(result.log_probs_M)
+            scores = beta * (result.log_probs_M - reference)
+            if weights is None:
+                loss = _list_loss(objective, scores, item.rewards_M)
+            else:
+                weight = _of_row(item, _score_gradient(objective, weights, item), row_number)
+                loss = (scores * weight).sum()
+            made += 1
+            backward(loss / divisor, made == passes.backward)
+        outcomes.append(_outcome(item, parts, objective, beta))
+    for extra in range(made, passes.backward):
+        nothing = policy(empty_row()).log_probs_M.sum() * 0.0
+        backward(nothing, extra + 1 == passes.backward)
+    return outcomes
+
+
+def _score_split_lists(
+    policy: Scorer, lists: Sequence[PackedList], beta: float, passes: int
+) -> dict[int, Tensor]:
+    """Scores [M] of the lists that have several rows, by their number."""
+    scores, made = {}, 0
+    for number, item in enumerate(lists):
+        if len(item.rows) > 1:
+            made += len(item.rows)
+            log_probs_M = list_log_probs(policy, item.rows)
+            scores[number] = beta * (log_probs_M - item.reference_M.to(log_probs_M))
+    for _ in range(made, passes):
+        list_log_probs(policy, [empty_row()])
+    return scores
+
+
+def _list_loss(objective: Objective, scores_M: Tensor, rewards_M: Tensor) -> Tensor:
+    return objective(scores_M[None], rewards_M[None].to(scores_M.device)).squeeze(0)
+
+
+def _score_gradient(objective: Objective, scores_M: Tensor, item: PackedList) -> Tensor:
+    scores_M = scores_M.detach().requires_grad_()
+    (gradient_M,) = torch.autograd.grad(_list_loss(objective, scores_M, item.rewards_M), scores_M)
+    return gradient_M
+
+
+def _of_row(item: PackedList, values_M: Tensor, row_number: int) -> Tensor:
+    """The part of a per-candidate tensor that belongs to one row."""
+    sizes = [len(row.response_lengths) for row in item.rows]
+    return values_M.split(sizes)[row_number]
+
+
+def _outcome(item: PackedList, parts: Sequence[PackedLogProbs], objective: Objective, beta: float) -> ListOutcome:
+    log_probs_M = torch.cat([part.log_probs_M.detach() for part in parts])
+    reference_M = item.reference_M.to(log_probs_M)
+    scores_M = beta * (log_probs_M - reference_M)
+    return ListOutcome(
+        source=item.source,
+        loss=float(_list_loss(objective, scores_M, item.rewards_M)),
+        log_probs_M=log_probs_M.cpu(),
+        reference_M=reference_M.cpu(),
+        scores_M=scores_M.cpu(),
+        token_log_probs_N=torch.cat([part.token_log_probs_N.detach() for part in parts]).cpu(),
+        token_entropies_N=torch.cat([part.token_entropies_N for part in parts]).cpu(),
+    )

@@ -1,0 +1,203 @@
+"""Every metric and every event of a run, declared once.
+
+A gauge is a value at the moment of its record. A counter is an amount since the previous record of that name,
+so that adding up the records gives the total. `actors.telemetry` refuses a name that is not here; the report
+and the Ray dashboard take units and descriptions from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from larpo.errors import LarpoError
+
+Kind = Literal["gauge", "counter"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name (group/noun), unit and meaning."""
+
+    name: str
+    unit: str
+    description: str
+    kind: Kind = "gauge"
+
+
+def _gauges(group: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
+    return tuple(Metric(f"{group}/{noun}", unit, text, "gauge") for noun, unit, text in rows)
+
+
+def _counters(group: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
+    return tuple(Metric(f"{group}/{noun}", unit, text, "counter") for noun, unit, text in rows)
+
+
+_TRAIN = _gauges(
+    "train",
+    ("loss", "nats", "objective, mean over the step's lists"),
+    ("grad_norm", "norm", "global gradient norm before clipping"),
+    ("learning_rate", "rate", "learning rate of the step"),
+    ("step_seconds", "seconds", "one optimizer step, waiting excluded"),
+    ("wait_seconds", "seconds", "waiting for lists before the step"),
+    ("tokens_per_second", "tokens/s", "tokens in packed rows over step seconds"),
+    ("kl_to_reference", "nats/token", "estimate of KL(policy || reference), mean over response tokens"),
+    ("entropy", "nats/token", "entropy of the policy at response tokens, mean"),
+    ("score_gap", "nats", "policy score of the best minus the worst candidate, mean over lists"),
+    ("log_prob_gap", "nats/token", "mean |sampler - trainer| log-probability a token, under equal weights"),
+    (
+        "policy_gap",
+        "nats/token",
+        "mean |sampler - trainer| log-probability a token, after the trainer moved on",
+    ),
+    ("staleness_mean", "versions", "trainer's weight version minus the candidate's oldest, mean"),
+    ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
+    ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
+    ("memory_gib", "GiB", "peak memory of a trainer rank"),
+)
+_TRAIN_COUNTS = _counters(
+    "train",
+    ("lists", "lists", "lists in the step"),
+    ("tokens", "tokens", "tokens in the step's packed rows"),
+    ("rows", "rows", "packed rows in the step"),
+    ("bad_steps", "steps", "steps skipped because loss or gradient was not finite"),
+)
+_LISTS = _gauges(
+    "lists",
+    ("reward_mean", "reward", "mean reward of the fresh responses"),
+    ("reward_best", "reward", "best reward of a prompt's fresh responses, mean over prompts"),
+    ("fully_met", "share", "prompts of which some fresh response has reward 1"),
+    ("reward_gap", "reward", "reward of the winners minus the losers, mean over lists"),
+    ("overlap", "share", "3-gram overlap of winners and losers, mean over lists"),
+    ("response_tokens", "tokens", "length of a fresh response, mean"),
+    ("cut_off_share", "share", "fresh responses cut at the length limit"),
+    ("remembered_share", "share", "candidates that come from earlier iterations"),
+    ("size", "candidates", "candidates in a list after selection, mean"),
+)
+_LIST_COUNTS = _counters(
+    "lists",
+    ("dropped_equal_rewards", "lists", "lists dropped because all rewards are equal"),
+    ("dropped_too_few", "lists", "lists dropped because fewer than two distinct candidates remain"),
+    ("duplicates", "candidates", "exact or near duplicates removed"),
+    ("replayed", "lists", "remembered lists of prompts that the iteration did not draw"),
+)
+_FLOW = (
+    *_counters(
+        "prompts",
+        ("too_long", "prompts", "prompts left out because they exceed max_prompt_tokens"),
+        ("sampled", "prompts", "prompts whose responses are complete"),
+        ("ranked", "prompts", "prompts whose responses are ranked"),
+    ),
+    *_gauges("prompts", ("train", "prompts", "training prompts"), ("heldout", "prompts", "held-out prompts")),
+    *_counters("reward", ("failures", "responses", "verifiers that raised, hung or gave NaN")),
+    *_gauges(
+        "reward",
+        ("lists_per_second", "lists/s", "lists ranked over ranking seconds"),
+    ),
+    *_gauges(
+        "stream",
+        ("lists", "lists", "lists that wait in the stream"),
+        ("producer_wait_seconds", "seconds", "ranking held back by a full stream"),
+        ("consumer_wait_seconds", "seconds", "trainer held back by an empty stream"),
+    ),
+)
+_SAMPLER = (
+    *_gauges("sampler", ("tokens_per_second", "tokens/s", "response tokens sampled over sampling seconds")),
+    *_counters(
+        "sampler",
+        ("tokens", "tokens", "response tokens sampled"),
+        ("prompts", "prompts", "prompts sampled"),
+        ("restarts", "restarts", "dead samplers replaced"),
+        ("requeued", "prompts", "prompts that went back to the queue because their lease ended"),
+    ),
+)
+_WEIGHTS = _gauges(
+    "weights",
+    ("version", "version", "newest published weight version"),
+    ("publish_seconds", "seconds", "gathering and publishing one version"),
+    ("pull_seconds", "seconds", "a sampler's pull of one version"),
+    ("pause_seconds", "seconds", "generation paused while weights are replaced"),
+    ("gib", "GiB", "size of one published version"),
+)
+_BUSY = _gauges(
+    "busy",
+    ("sampler", "share", "time in which samplers work, mean over samplers"),
+    ("reward", "share", "time in which reward actors work, mean over them"),
+    ("trainer", "share", "time in which trainer ranks work, mean over ranks"),
+)
+_RUN = _gauges("run", ("seconds", "seconds", "time since the run started, earlier sessions included"))
+_HELDOUT_NOUNS = (
+    ("reward", "reward", "mean over held-out prompts of the mean reward of n samples"),
+    ("greedy", "reward", "mean reward of the greedy response"),
+    ("fully_met", "share", "prompts whose greedy response has reward 1"),
+    ("fully_met_any", "share", "prompts of which at least one of n samples has reward 1"),
+    ("response_tokens", "tokens", "length of a sampled response, mean"),
+    ("cut_off_share", "share", "sampled responses cut at the length limit"),
+)
+_HELDOUT = (
+    *_gauges("heldout", *_HELDOUT_NOUNS),
+    *_gauges("heldout", ("reward_stderr", "reward", "standard error of the reward over prompts")),
+    *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; base") for noun, unit, text in _HELDOUT_NOUNS)),
+    *_gauges("heldout", *((f"{noun}_after", unit, f"{text}; aligned") for noun, unit, text in _HELDOUT_NOUNS)),
+    *_gauges(
+        "heldout",
+        ("reward_diff", "reward", "aligned minus base policy, paired over prompts"),
+        ("reward_diff_low", "reward", "lower end of the difference's 95% paired-bootstrap interval"),
+        ("reward_diff_high", "reward", "upper end of the difference's 95% paired-bootstrap interval"),
+        ("prompts", "prompts", "held-out prompts evaluated"),
+        ("samples", "samples", "sampled responses a held-out prompt"),
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *_TRAIN,
+        *_TRAIN_COUNTS,
+        *_LISTS,
+        *_LIST_COUNTS,
+        *_FLOW,
+        *_SAMPLER,
+        *_WEIGHTS,
+        *_BUSY,
+        *_RUN,
+        *_HELDOUT,
+    )
+}
+
+# Event -> the fields that every record of it carries beside its metrics.
+EVENTS: Mapping[str, tuple[str, ...]] = {
+    "start": ("resumed",),  # written by Telemetry when it opens; once more at each resume
+    "step": ("step", "iteration", "epoch"),
+    "lists": ("iteration",),  # one part of an iteration's lists
+    "iteration": ("iteration",),  # the end of an iteration
+    "evaluation": ("label",),  # one label a policy; `iteration`, where given, counts the iterations behind it
+    "weights": (),
+    "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
+    "alarm": ("message",),
+    "failure": ("actor", "reason"),
+    "done": (),
+}
+SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
+
+
+def check_names(mapping: Iterable[str]) -> None:
+    """Raise on the first name that is not declared, naming the nearest one that is."""
+    for name in mapping:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
+            raise LarpoError(f"metric {name!r} is not declared (nearest: {near!r}); declare it in larpo/metrics.py")
+
+
+def check_event(event: str, fields: Mapping[str, object]) -> None:
+    """Raise on an unknown event, or one that lacks a field its readers rely on."""
+    if event not in EVENTS:
+        raise LarpoError(f"event {event!r} is not one of {', '.join(EVENTS)}; declare it in larpo/metrics.py")
+    needed = EVENTS[event]
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        raise LarpoError(f"event {event!r} lacks the field {missing[0]!r}; it carries {', '.join(needed)}")
+    if event == "span" and fields["kind"] not in SPAN_KINDS:
+        raise LarpoError(f"span kind {fields['kind']!r} is not one of {', '.join(SPAN_KINDS)}")

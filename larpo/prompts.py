@@ -1,0 +1,272 @@
+"""Prompts: read from a bundled set, a file or the hub, split into training and held-out, drawn."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from larpo.config import Columns, Prompts
+from larpo.errors import DataError
+from larpo.prompt_sets import BUNDLED_SETS, ifeval_prompts, never_met, reasoning_gym_split
+from larpo.types import Message, Prompt, stable_hash
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Training and held-out prompts, disjoint in id and content; `notes` says what was left out, and why."""
+
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptOrder:
+    """Which of `count` prompts an iteration draws: one seeded permutation, gone through again and again."""
+
+    count: int
+    seed: int
+
+    def draw(self, iteration: int, per_iteration: int) -> tuple[int, ...]:
+        """Indices of the prompts of an iteration (0-based), none twice.
+
+        An iteration goes on where the one before it ended. A pure function: it survives a restart.
+        """
+        if not 1 <= per_iteration <= self.count:
+            raise DataError(
+                f"training.prompts_per_iteration = {per_iteration}: must be 1 to {self.count}, the training "
+                "prompts "
+                "that there are, since an iteration draws a prompt once; lower it, or bring more prompts"
+            )
+        order = random.Random(stable_hash("prompt order", self.seed)).sample(range(self.count), self.count)
+        start = iteration * per_iteration
+        return tuple(order[(start + offset) % self.count] for offset in range(per_iteration))
+
+
+def load_prompts(prompts: Prompts) -> PromptSets:
+    """The training and held-out prompts of a configuration; DataError or ConfigError when they cannot be had.
+
+    The split is fixed by `split_seed` and by what the prompts say, not by their order in a file.
+    """
+    if prompts.source == "reasoning_gym":
+        return PromptSets(*reasoning_gym_split(prompts))
+    if prompts.source == "ifeval":
+        unfit = never_met if prompts.drop_never_met else None
+        return split_prompts(ifeval_prompts(), prompts, unfit, "constraints that the model never meets")
+    rows = _read_rows(prompts)
+    if not rows:
+        raise DataError(f"{prompts.source}: holds no rows; give a file or split with prompts in it")
+    read = [_row_prompt(row, number, where, prompts.columns) for number, (where, row) in enumerate(rows)]
+    pool = [prompt for prompt in read if prompt is not None]
+    _check_ids(pool, prompts.source)
+    empty = len(read) - len(pool)
+    return split_prompts(pool, prompts, notes=(f"{empty} rows without text left out",) if empty else ())
+
+
+def drop_long(
+    prompts: Iterable[Prompt], encode: Callable[[Prompt], Sequence[int]], limit: int
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """(kept, ids left out): prompts of more than `limit` tokens are left out whole, never cut."""
+    kept, left_out = [], []
+    for prompt in prompts:
+        if len(encode(prompt)) <= limit:
+            kept.append(prompt)
+        else:
+            left_out.append(prompt.id)
+    return tuple(kept), tuple(left_out)
+
+
+def split_prompts(
+    pool: Sequence[Prompt],
+    prompts: Prompts,
+    unfit: Callable[[Prompt], bool] | None = None,
+    reason: str = "",
+    notes: tuple[str, ...] = (),
+) -> PromptSets:
+    """Held-out prompts drawn from all of `pool`, each of other content; training prompts from the rest.
+
+    A prompt that says the same as a held-out one is left out of training, as is one that is `unfit` for it
+    (for `reason`). Both are counted in the notes.
+    """
+    order = sorted(pool, key=lambda p: (stable_hash("split", prompts.split_seed, _content(p)), _content(p), p.id))
+    first_of_content = {_content(prompt): prompt for prompt in reversed(order)}
+    heldout = [p for p in order if first_of_content[_content(p)] is p][: prompts.heldout_count]
+    held = {_content(prompt) for prompt in heldout}
+    rest = [prompt for prompt in order if _content(prompt) not in held]
+    train = [prompt for prompt in rest if unfit is None or not unfit(prompt)]
+    copies, dropped = len(pool) - len(heldout) - len(rest), len(rest) - len(train)
+    if copies:
+        notes += (f"{copies} prompts with the text of a held-out one left out of training",)
+    if dropped:
+        notes += (f"{dropped} prompts left out of training: {reason}",)
+    _check_counts(len(train), len(heldout), prompts)
+    return PromptSets(tuple(train[: prompts.train_count]), tuple(heldout), notes)
+
+
+def _content(prompt: Prompt) -> str:
+    return json.dumps([(message.role, message.content.strip()) for message in prompt.messages])
+
+
+def _check_counts(train: int, heldout: int, prompts: Prompts) -> None:
+    wanted = prompts.train_count or 1
+    if train < wanted or heldout < prompts.heldout_count:
+        raise DataError(
+            f"{prompts.source}: holds {train + heldout} usable prompts of different text, but "
+            "prompts.train_count = "
+            f"{prompts.train_count} and prompts.heldout_count = {prompts.heldout_count} ask for "
+            f"{wanted + prompts.heldout_count}; lower one of them, or bring more prompts"
+        )
+
+
+def _check_ids(pool: Sequence[Prompt], source: str) -> None:
+    twice = [name for name, count in Counter(prompt.id for prompt in pool).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{source}: {len(twice)} ids are used more than once, the first {twice[0]!r}; make ids unique, "
+            "or leave "
+            "prompts.columns.id out to number the rows"
+        )
+
+
+# --- Rows
+
+Rows = list[tuple[str, Mapping[str, Any]]]  # where a row stands, for errors, and its columns
+
+
+def _read_rows(prompts: Prompts) -> Rows:
+    path = Path(prompts.source).expanduser()
+    if path.suffix not in (".jsonl", ".parquet"):
+        return _hub_rows(prompts)
+    if not path.is_file():
+        raise DataError(f"prompts.source = {prompts.source!r}: there is no such file in {Path.cwd()}; correct the path")
+    return _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    """Lines of JSON objects; empty lines are passed over."""
+    rows: Rows = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise DataError(f"{where}: not readable as JSON ({error}); correct or remove the line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: holds {type(row).__name__}, not an object with columns; correct the line")
+            rows.append((where, row))
+    return rows
+
+
+def _parquet_rows(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: not readable as Parquet ({error}); write the file again") from error
+    return [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist())]
+
+
+def _hub_rows(prompts: Prompts) -> Rows:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(prompts.source, split=prompts.split, revision=prompts.revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"prompts.source = {prompts.source!r}: split {prompts.split!r} cannot be had from the hub "
+            f"({type(error).__name__}: {error}); check the id and prompts.split, or give a .jsonl or "
+            ".parquet file "
+            f"(which needs no network) or a bundled set: {', '.join(BUNDLED_SETS)}"
+        ) from error
+    return [(f"{prompts.source}, row {number}", row) for number, row in enumerate(rows)]
+
+
+# --- Columns
+
+
+def _row_prompt(row: Mapping[str, Any], number: int, where: str, columns: Columns) -> Prompt | None:
+    """The prompt of a row, or None when it holds no text."""
+    if columns.messages is not None:
+        messages = _messages(_column(row, columns.messages, where), columns.messages, where)
+    else:
+        messages = _one_turn(_column(row, str(columns.prompt), where), columns.prompt, where)
+    if not any(message.content.strip() for message in messages if message.role == "user"):
+        return None
+    key = _answer_key(_column(row, columns.answer_key, where), where) if columns.answer_key else {}
+    return Prompt(_id(row, number, where, columns.id), messages, "", key)
+
+
+def _id(row: Mapping[str, Any], number: int, where: str, column: str | None) -> str:
+    if column is None:
+        return f"row-{number:05d}"
+    value = _column(row, column, where)
+    if not isinstance(value, str | int) or value == "":
+        raise DataError(f"{where}: prompts.columns.id = {column!r} holds {value!r}; give each row a text or number")
+    return str(value)
+
+
+def _column(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value under a column's name, or under a dotted path into a struct."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise DataError(f"{where}: has no column {column!r}; prompts.columns can name: {', '.join(_paths(row))}")
+        value = value[part]
+    return value
+
+
+def _paths(row: Mapping[str, Any], above: str = "") -> list[str]:
+    """Dotted paths of all columns and of what is inside structs."""
+    inner = [_paths(value, f"{above}{key}.") for key, value in row.items() if isinstance(value, Mapping)]
+    return [f"{above}{key}" for key in row] + [path for paths in inner for path in paths]
+
+
+def _one_turn(text: Any, column: str | None, where: str) -> tuple[Message, ...]:
+    if text is not None and not isinstance(text, str):
+        raise DataError(
+            f"{where}: prompts.columns.prompt = {column!r} holds {type(text).__name__}, not text; name a "
+            "text column, "
+            "or use prompts.columns.messages for a list of turns"
+        )
+    return (Message("user", text or ""),)
+
+
+def _messages(turns: Any, column: str, where: str) -> tuple[Message, ...]:
+    """Turns up to the last one of the user; what comes after it is an answer, not the prompt."""
+    fits = isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns)
+    texts = [turn.get(key) for turn in turns for key in ("role", "content")] if fits else [None]
+    if not all(isinstance(text, str) for text in texts):
+        shown = repr(turns)
+        raise DataError(
+            f"{where}: prompts.columns.messages = {column!r} must hold a list of {{role, content}} with "
+            "texts in both, "
+            f"not {shown[:100]}{'...' if len(shown) > 100 else ''}; name another column, or rewrite it"
+        )
+    messages = [Message(turn["role"], turn["content"]) for turn in turns]
+    while messages and messages[-1].role != "user":
+        messages.pop()
+    return tuple(messages)
+
+
+def _answer_key(value: Any, where: str) -> Mapping[str, Any]:
+    """A struct as it is; a text, number or list becomes {"answer": value}."""
+    key = value if isinstance(value, dict) else {"answer": value}
+    try:
+        json.dumps(key)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: prompts.columns.answer_key holds no JSON data ({error}); store it as text"
+        ) from error
+    return key

@@ -1,0 +1,1 @@
+"""Bundled recipes: YAML files that `larpo.recipe.load_config` finds by name."""

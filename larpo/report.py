@@ -1,0 +1,224 @@
+"""The report of a run: one HTML file that needs nothing else, made from what the run folder holds.
+
+A run that was cut short gets a report too: each section that lacks its data says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from larpo.errors import DataError
+from larpo.plots import actor_order
+from larpo.records import list_parts, read_lists
+from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
+from larpo.report_page import (
+    details,
+    heading,
+    missing,
+    note,
+    page,
+    plots,
+    preformatted,
+    quote,
+    section,
+    table,
+)
+from larpo.run_log import Record, RunLog, busy_metrics, busy_shares, read_run_log
+from larpo.types import Candidate, CandidateList, stable_hash
+
+__all__ = ["busy_metrics", "busy_shares", "write_report"]
+
+REPORT_FILE = "report.html"
+_MAX_TROUBLES = 200
+_MAX_TEXT = 2000  # characters of a response or a turn that are shown
+_DEFAULT_SAMPLES = 3
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` from config.yaml, metrics.jsonl and lists/, and return its path."""
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir} is not a folder; give the folder of a run, such as runs/NAME")
+    config_text = _read(run_dir / "config.yaml")
+    config = _mapping(yaml.safe_load(config_text) if config_text else None)
+    log = read_run_log(run_dir / "metrics.jsonl")
+    gap_alarm = _knob(config, "training", "gap_alarm")
+    samples = _knob(config, "telemetry", "report_samples") or _DEFAULT_SAMPLES
+    sections = [
+        section("Result", *_result(log)),
+        section("Learning", plots([reward_figure(log), *training_figures(log, gap_alarm), hardness_figure(log)])),
+        section("Busy time", timeline_figure(log), _shares_table(log)),
+        section("Alarms and failures", _troubles(log)),
+        section("Sample lists", *_sample_lists(run_dir / "lists", int(samples))),
+        section("Configuration", _configuration(config_text)),
+    ]
+    path = run_dir / REPORT_FILE
+    hidden = path.with_name(f".{REPORT_FILE}.{os.getpid()}.tmp")
+    title = f"larpo run {(config.get('run') or {}).get('name') or run_dir.resolve().name}"
+    hidden.write_text(page(title, _subtitle(config, log), sections), encoding="utf-8")
+    os.replace(hidden, path)
+    return path
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _knob(config: dict[str, Any], group: str, name: str) -> float | None:
+    value = _mapping(config.get(group)).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _subtitle(config: dict[str, Any], log: RunLog) -> str:
+    """Description, start, duration and size of the run on one line."""
+    if not log.records:
+        return str(config.get("description") or "nothing was recorded")
+    started = datetime.fromtimestamp(log.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    minutes = (max(record["time"] for record in log.records) - log.started) / 60
+    resumes = sum(1 for record in log.records if record["event"] == "start" and record.get("resumed"))
+    parts = [
+        str(config.get("description") or ""),
+        f"started {started}",
+        f"{minutes:.1f} minutes from the first record to the last",
+        f"{len(log.steps)} optimizer steps",
+        f"resumed {resumes} times" if resumes else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _result(log: RunLog) -> list[str]:
+    """The headline: the table of the final record, or of the evaluations so far."""
+    parts = [missing("The last line of metrics.jsonl was cut off and is left out.")] if log.torn else []
+    if log.done is None:
+        parts.append(missing("The run has no final record: it still goes on, or was cut short."))
+    if log.done is not None and log.done.get("heldout/reward_after") is not None:
+        return [*parts, _headline(log.done)]
+    if log.evaluations:
+        return [*parts, _evaluations_table(log.evaluations)]
+    return [*parts, missing("No held-out evaluation was recorded.")]
+
+
+def _headline(done: Record) -> str:
+    """Base against aligned policy."""
+    interval = ("heldout/reward_diff", "heldout/reward_diff_low", "heldout/reward_diff_high")
+    diff, low, high = (_text(done.get(name), "+.3f") for name in interval)
+    rows = [
+        [label, *_policy_cells(done, f"_{when}"), f"{diff} [{low}, {high}]" if when == "after" else ""]
+        for label, when in (("base policy", "before"), ("aligned policy", "after"))
+    ]
+    prompts, samples = (_text(done.get(f"heldout/{name}"), ".0f") for name in ("prompts", "samples"))
+    header = [*_POLICY_HEADER, "difference [95% interval]"]
+    return table(header, rows, (0,), "headline") + note(
+        f"{prompts} held-out prompts, {samples} samples each. The interval is a bootstrap over prompts, "
+        "paired between the policies. Fully met: the greedy response has reward 1."
+    )
+
+
+def _evaluations_table(evaluations: Sequence[Record]) -> str:
+    rows = [[str(record["label"]), *_policy_cells(record, "")] for record in evaluations]
+    return table(_POLICY_HEADER, rows, (0,), "headline")
+
+
+_POLICY_HEADER = ["policy", "mean reward", "greedy reward", "fully met", "mean length", "cut off"]
+
+
+def _policy_cells(record: Record, suffix: str) -> list[str]:
+    specs = (
+        ("reward", ".3f"),
+        ("greedy", ".3f"),
+        ("fully_met", ".1%"),
+        ("response_tokens", ".1f"),
+        ("cut_off_share", ".1%"),
+    )
+    return [_text(record.get(f"heldout/{noun}{suffix}"), spec) for noun, spec in specs]
+
+
+def _text(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _shares_table(log: RunLog) -> str:
+    """The timeline in numbers: busy share of each actor."""
+    shares = busy_shares(log.spans)
+    if not shares:
+        return ""
+    rows = [[actor, f"{shares[actor]:.1%}"] for actor in sorted(shares, key=actor_order)]
+    return details("Busy share of each actor", table(["actor", "busy"], rows, (0,)))
+
+
+def _troubles(log: RunLog) -> str:
+    """Alarms and failures with the minute they came, the newest when there are too many."""
+    if not log.troubles:
+        return note("None were recorded.")
+    rows = [
+        [
+            f"{(record['time'] - log.started) / 60:.1f}",
+            record["event"],
+            f"{record.get('actor', '')}: {record.get('reason', '')}"
+            if record["event"] == "failure"
+            else str(record.get("message", "")),
+        ]
+        for record in log.troubles[-_MAX_TROUBLES:]
+    ]
+    left_out = len(log.troubles) - len(rows)
+    said = note(f"{left_out} earlier ones are in metrics.jsonl only.") if left_out else ""
+    return said + table(["minute", "kind", "what happened"], rows, (1, 2))
+
+
+def _sample_lists(folder: Path, samples: int) -> list[str]:
+    """A few lists of each iteration's first part, drawn by a hash of their ids."""
+    iterations = sorted({int(path.parent.name.removeprefix("iteration-")) for path in list_parts(folder)})
+    if not iterations:
+        return [missing("No candidate lists are on disk (lists/iteration-*/part-*.parquet).")]
+    parts = [note(f"Up to {samples} lists from the first part of each iteration, candidates best first.")]
+    for iteration in iterations:
+        first = list_parts(folder, iteration)[0]
+        try:
+            chosen = sorted(read_lists(first), key=lambda entry: stable_hash(entry.id))[:samples]
+        except DataError as error:
+            parts.append(missing(str(error)))
+            continue
+        inner = "\n".join(_one_list(entry) for entry in chosen)
+        parts.append(details(f"Iteration {iteration + 1}", inner, opened=iteration == iterations[-1]))
+    return parts
+
+
+def _one_list(entry: CandidateList) -> str:
+    turns = "\n".join(quote(message.role, _cut(message.content)) for message in entry.prompt.messages)
+    rows = [
+        [_text(candidate.reward, ".3f"), _cut(candidate.text), _how(candidate), str(len(candidate.token_ids))]
+        for candidate in entry.candidates
+    ]
+    task = f" ({entry.prompt.task})" if entry.prompt.task else ""
+    return (
+        heading(f"Prompt {entry.prompt.id}{task}")
+        + turns
+        + table(["reward", "response", "where from", "tokens"], rows, (1, 2))
+    )
+
+
+def _how(candidate: Candidate) -> str:
+    """`iteration 2, T=1` and what is unusual about the candidate."""
+    notes: list[str] = [] if candidate.origin == "sampled" else [candidate.origin]
+    notes += ["cut off"] if candidate.finish_reason == "length" else []
+    return ", ".join([f"iteration {candidate.iteration + 1}", f"T={candidate.temperature:g}", *notes])
+
+
+def _cut(text: str) -> str:
+    rest = len(text) - _MAX_TEXT
+    return text if rest <= 0 else f"{text[:_MAX_TEXT]} [... {rest:,} more characters]"
+
+
+def _configuration(text: str) -> str:
+    if not text:
+        return missing("config.yaml is not in the run folder.")
+    return details("The resolved configuration (config.yaml)", preformatted(text))

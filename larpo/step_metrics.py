@@ -1,0 +1,107 @@
+"""What a training step says of itself: sums over one rank's lists, which add up over ranks, and the means of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from larpo.list_step import ListOutcome
+
+SUMS = (
+    "lists",
+    "loss",
+    "tokens",
+    "rows",
+    "response_tokens",
+    "kl",
+    "entropy",
+    "score_gap",
+    "ordered_pairs",
+    "right_pairs",
+    "fresh_tokens",
+    "gap",
+    "fresh_candidates",
+    "staleness",
+)
+
+
+def rank_sums(outcomes: Sequence[ListOutcome], version: int) -> tuple[dict[str, float], float]:
+    """Sums by name, and the largest staleness, of one rank's lists under the trainer's weight version."""
+    sums, stalest = dict.fromkeys(SUMS, 0.0), 0.0
+    for outcome in outcomes:
+        for name, value in _list_sums(outcome).items():
+            sums[name] += value
+        for staleness in _staleness(outcome, version):
+            sums["fresh_candidates"] += 1
+            sums["staleness"] += staleness
+            stalest = max(stalest, staleness)
+    return sums, stalest
+
+
+def step_metrics(sums: Mapping[str, float], stalest: float, *, on_policy: bool) -> dict[str, float]:
+    """Metrics of a step from sums over all ranks.
+
+    `on_policy`: the trainer's weights are still the samplers', so that the gap between their log-probabilities is
+    numerical noise (`train/log_prob_gap`); afterwards it holds the policy's own movement too (`train/policy_gap`).
+    """
+
+    def share(name: str, of: str) -> float:
+        return sums[name] / sums[of] if sums[of] else 0.0
+
+    return {
+        "train/lists": sums["lists"],
+        "train/tokens": sums["tokens"],
+        "train/rows": sums["rows"],
+        "train/loss": share("loss", "lists"),
+        "train/kl_to_reference": share("kl", "response_tokens"),
+        "train/entropy": share("entropy", "response_tokens"),
+        "train/score_gap": share("score_gap", "lists"),
+        "train/ranking_accuracy": share("right_pairs", "ordered_pairs"),
+        "train/staleness_mean": share("staleness", "fresh_candidates"),
+        "train/staleness_max": stalest,
+        **({"train/log_prob_gap" if on_policy else "train/policy_gap": share("gap", "fresh_tokens")}),
+    }
+
+
+def _list_sums(outcome: ListOutcome) -> dict[str, float]:
+    rewards = [candidate.reward or 0.0 for candidate in outcome.source.candidates]
+    scores = outcome.scores_M.tolist()
+    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
+    pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if rewards[i] > rewards[j]]
+    fresh, gap = _sampler_gap(outcome)
+    tokens = sum(len(candidate.token_ids) for candidate in outcome.source.candidates)
+    return {
+        "lists": 1,
+        "loss": outcome.loss,
+        "tokens": tokens + len(outcome.source.prompt_token_ids),
+        "rows": 1,
+        "response_tokens": tokens,
+        "kl": float((outcome.log_probs_M - outcome.reference_M).sum()),
+        "entropy": float(outcome.token_entropies_N.sum()),
+        "score_gap": scores[best] - scores[worst],
+        "ordered_pairs": len(pairs),
+        "right_pairs": sum(scores[i] > scores[j] for i, j in pairs),
+        "fresh_tokens": fresh,
+        "gap": gap,
+    }
+
+
+def _sampler_gap(outcome: ListOutcome) -> tuple[int, float]:
+    """Tokens of freshly sampled candidates, and the sum of |sampler - trainer| log-probability over them."""
+    tokens, gap, start = 0, 0.0, 0
+    for candidate in outcome.source.candidates:
+        length = len(candidate.token_ids)
+        if candidate.origin == "sampled":
+            mine = outcome.token_log_probs_N[start : start + length]
+            gap += float((mine - mine.new_tensor(candidate.log_probs)).abs().sum())
+            tokens += length
+        start += length
+    return tokens, gap
+
+
+def _staleness(outcome: ListOutcome, version: int) -> list[float]:
+    """Versions between the trainer's and the oldest that a freshly sampled candidate was made with."""
+    return [
+        float(version - min(span.version for span in candidate.versions))
+        for candidate in outcome.source.candidates
+        if candidate.origin == "sampled" and candidate.versions
+    ]

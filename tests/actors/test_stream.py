@@ -1,0 +1,239 @@
+"""The stream without Ray: order, back-pressure, shares of ranks, exactly once, rollback."""
+
+import asyncio
+
+import pytest
+
+from actors.stream import IterationEnd, Journal, ListStream, RunEnd, StepWork
+from larpo.config import Config
+from larpo.errors import PhaseTimeout, TrainingError
+from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
+
+
+def make_config(**changes) -> Config:
+    values = {
+        "overlap": "stream",
+        "training": {"iterations": 2, "prompts_per_iteration": 8, "epochs": 1, "lists_per_step": 4},
+        "lists": {"selection": {"policy": "all"}},
+        "stream": {"capacity": 4},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    return Config.model_validate(values)
+
+
+def make_list(iteration: int, number: int, rewards=(1.0, 0.0)) -> CandidateList:
+    prompt = Prompt(f"p{number}", (Message("user", f"question {number}"),))
+    candidates = tuple(
+        Candidate(
+            id=f"{list_id(iteration, prompt.id)}/{index}",
+            text=f"answer {number} {index} " + "word " * number,
+            token_ids=tuple(range(1, 3 + number + index)),
+            log_probs=(-0.5,) * (2 + number + index),
+            finish_reason="stop",
+            temperature=1.0,
+            origin="sampled",
+            iteration=iteration,
+            versions=(VersionSpan(0, 2 + number + index, 0),),
+            reward=reward,
+        )
+        for index, reward in enumerate(rewards)
+    )
+    return CandidateList(list_id(iteration, prompt.id), iteration, prompt, (1, 2, 3), candidates)
+
+
+async def take(stream, position, rank=0, ranks=1, timeout=5.0):
+    return await stream.next_work(rank, ranks, position, timeout)
+
+
+def ids(work: StepWork) -> list[str]:
+    return [item.prompt.id for item in work.lists]
+
+
+def test_steps_iteration_ends_and_the_run_end_in_order(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        seen = []
+        for iteration in range(2):
+            await stream.open_iteration(iteration)
+            for number in range(0, 6, 2):
+                offered = asyncio.create_task(
+                    stream.offer([make_list(iteration, number), make_list(iteration, number + 1)])
+                )
+                if number == 2:
+                    seen.append(await take(stream, len(seen)))
+                await offered
+            await stream.close_iteration(iteration)
+            seen.append(await take(stream, len(seen)))
+            seen.append(await take(stream, len(seen)))
+        seen.append(await take(stream, len(seen)))
+        return seen
+
+    seen = asyncio.run(go())
+    assert [type(work) for work in seen] == [StepWork, StepWork, IterationEnd] * 2 + [RunEnd]
+    assert ids(seen[0]) == ["p0", "p1", "p2", "p3"]
+    assert ids(seen[1]) == ["p4", "p5"]
+    assert seen[1].list_count == 2
+    assert seen[5].journal.consumed == {"0/0": tuple(f"p{n}" for n in range(6)), "1/0": tuple(f"p{n}" for n in range(6))}
+
+
+def test_a_full_stream_holds_the_producer_back(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        late = asyncio.create_task(stream.offer([make_list(0, 4)]))
+        await asyncio.sleep(0.05)
+        held = not late.done()
+        await take(stream, 0)
+        await late
+        return held
+
+    assert asyncio.run(go())
+
+
+def test_lists_without_signal_are_recorded_and_not_trained(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, 0, (1.0, 1.0)), make_list(0, 1)])
+        await stream.close_iteration(0)
+        return await take(stream, 0), await stream.status(), await stream.open_iteration(0)
+
+    work, status, recorded = asyncio.run(go())
+    assert ids(work) == ["p1"]
+    assert status.dropped == {"all rewards equal": 1}
+    assert recorded == ("p0", "p1")
+
+
+def test_ranks_get_disjoint_shares_of_one_batch(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        return await asyncio.gather(*(take(stream, 0, rank, 3) for rank in range(3)))
+
+    works = asyncio.run(go())
+    assert sorted(prompt for work in works for prompt in ids(work)) == ["p0", "p1", "p2", "p3"]
+    assert {work.list_count for work in works} == {4}
+
+
+def test_phase_by_phase_waits_for_the_last_list(tmp_path):
+    async def go():
+        stream = ListStream(make_config(overlap="none"), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        for n in range(6):
+            await stream.offer([make_list(0, n)])  # more than the capacity: nothing is held back
+        with pytest.raises(PhaseTimeout, match="lists in the stream"):
+            await take(stream, 0, timeout=0.05)
+        await stream.close_iteration(0)
+        return await take(stream, 0)
+
+    assert ids(asyncio.run(go())) == ["p0", "p1", "p2", "p3"]
+
+
+def test_later_epochs_take_every_list_again_in_seeded_order(tmp_path):
+    async def go(folder):
+        stream = ListStream(make_config(training={"epochs": 2}), str(folder))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        await stream.close_iteration(0)
+        return [await take(stream, position) for position in range(3)]
+
+    first, second, end = asyncio.run(go(tmp_path / "a"))
+    again = asyncio.run(go(tmp_path / "b"))
+    assert (first.epoch, second.epoch) == (0, 1)
+    assert sorted(ids(second)) == sorted(ids(first))
+    assert ids(again[1]) == ids(second)
+    assert isinstance(end, IterationEnd)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("crash_at", [1, 2, 3])
+def test_a_rollback_loses_no_list_and_repeats_none(tmp_path, epochs, crash_at):
+    """The trainer dies after `crash_at` works and goes on from the checkpoint one work before."""
+
+    async def go():
+        config = make_config(training={"epochs": epochs}, stream={"capacity": 100})
+        stream = ListStream(config, str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(7)])
+        journals, lineage, position = [Journal()], [], 0
+        while position < crash_at:
+            work = await take(stream, position)
+            journals.append(getattr(work, "journal", journals[-1]))
+            lineage.append(work)
+            position += 1
+            if position == 1:
+                await stream.offer([make_list(0, 7)])
+                await stream.close_iteration(0)
+        back = journals[crash_at - 1]
+        await stream.restore(back)
+        lineage = lineage[: back.position]
+        if crash_at == 1:
+            await stream.close_iteration(0)
+        position = back.position
+        while True:
+            work = await take(stream, position)
+            if isinstance(work, IterationEnd):
+                return lineage, work
+            lineage.append(work)
+            position += 1
+
+    lineage, end = asyncio.run(go())
+    trained = [(work.epoch, prompt) for work in lineage if isinstance(work, StepWork) for prompt in ids(work)]
+    assert sorted(trained) == sorted((epoch, f"p{n}") for epoch in range(epochs) for n in range(8))
+    assert {key: sorted(value) for key, value in end.journal.consumed.items()} == {
+        f"0/{epoch}": [f"p{n}" for n in range(8)] for epoch in range(epochs)
+    }
+
+
+def test_a_new_stream_on_the_same_folder_offers_what_was_not_consumed(tmp_path):
+    async def before():
+        stream = ListStream(make_config(stream={"capacity": 100}), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(6)])
+        return (await take(stream, 0)).journal
+
+    async def after(journal):
+        stream = ListStream(make_config(stream={"capacity": 100}), str(tmp_path / "lists"))
+        recorded = await stream.open_iteration(0)
+        await stream.restore(journal)
+        await stream.offer([make_list(0, n) for n in (6, 7)])
+        await stream.close_iteration(0)
+        return recorded, await take(stream, 1)
+
+    recorded, work = asyncio.run(after(asyncio.run(before())))
+    assert sorted(recorded) == [f"p{n}" for n in range(6)]
+    assert ids(work) == ["p4", "p5", "p6", "p7"]
+
+
+def test_a_failed_conductor_wakes_the_ranks_with_the_cause(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        waiting = asyncio.create_task(take(stream, 0))
+        await asyncio.sleep(0.01)
+        await stream.fail("the samplers are gone")
+        await waiting
+
+    with pytest.raises(TrainingError, match="the samplers are gone"):
+        asyncio.run(go())
+
+
+def test_reference_log_probabilities_survive_a_restart(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.report({"rank": 0, "spans": []}, {"0000/p0/0": (-1.5, "ref")})
+        await stream.trained(0)
+        return await ListStream(make_config(), str(tmp_path / "lists")).references()
+
+    assert asyncio.run(go()) == {"0000/p0/0": (-1.5, "ref")}

@@ -1,0 +1,44 @@
+"""Metric and event names: declared once, refused with the nearest otherwise."""
+
+import re
+
+import pytest
+
+from larpo.errors import LarpoError
+from larpo.metrics import EVENTS, METRICS, check_event, check_names
+
+FINAL = ("reward_before", "reward_after", "reward_diff", "reward_diff_low", "reward_diff_high")
+
+
+def test_every_name_is_group_slash_noun_with_unit_and_description() -> None:
+    for name, metric in METRICS.items():
+        assert metric.name == name
+        assert re.fullmatch(r"[a-z]+/[a-z0-9_]+", name)
+        assert metric.unit
+        assert metric.description
+        assert metric.kind in ("gauge", "counter")
+
+
+def test_the_names_of_the_final_record_are_declared() -> None:
+    check_names(f"heldout/{noun}" for noun in FINAL)
+
+
+def test_an_undeclared_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(LarpoError, match=r"'train/los' is not declared \(nearest: 'train/loss'\)"):
+        check_names({"train/grad_norm": 1.0, "train/los": 2.0})
+
+
+def test_no_two_metrics_meet_in_the_ray_dashboard() -> None:
+    assert len({name.replace("/", "_") for name in METRICS}) == len(METRICS)
+
+
+def test_events_name_their_fields() -> None:
+    check_event("step", {"step": 1, "iteration": 0, "epoch": 0})
+    check_event("span", {"actor": "sampler-0", "kind": "sample", "start": 0.0, "end": 1.0})
+    with pytest.raises(LarpoError, match="event 'stop' is not one of start, step"):
+        check_event("stop", {})
+    with pytest.raises(LarpoError, match="lacks the field 'epoch'"):
+        check_event("step", {"step": 1, "iteration": 0})
+    with pytest.raises(LarpoError, match="span kind 'sleep'"):
+        check_event("span", {"actor": "a", "kind": "sleep", "start": 0.0, "end": 1.0})
+    assert not any("/" in field for fields in EVENTS.values() for field in fields)

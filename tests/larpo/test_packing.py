@@ -1,0 +1,121 @@
+import doctest
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import larpo.packing
+from larpo.errors import DataError
+from larpo.packing import deal, pack_list, split_list
+
+tokens = st.lists(st.integers(0, 50_000), min_size=1, max_size=12)
+lists = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=10))
+
+
+def unpack(row):
+    prompt, *responses = row.input_ids_T.split([row.prompt_length, *row.response_lengths])
+    return prompt.tolist(), [response.tolist() for response in responses]
+
+
+def test_docstring_examples():
+    assert doctest.testmod(larpo.packing).failed == 0
+
+
+def test_a_row_written_out():
+    row = pack_list([5, 6, 7], [[8, 9], [1], [2, 3]])
+    assert row.input_ids_T.tolist() == [5, 6, 7, 8, 9, 1, 2, 3]
+    assert row.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 3, 4]
+    assert row.segment_ids_T.tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
+    assert (row.prompt_length, row.response_lengths) == (3, (2, 1, 2))
+    assert row.target_ids_N.tolist() == [8, 9, 1, 2, 3]
+    # Token 7 (index 2) predicts the first token of each response; 8 (3) predicts 9; 2 (6) predicts 3.
+    assert row.predictor_indices_N.tolist() == [2, 3, 2, 2, 6]
+
+
+@given(lists)
+def test_a_row_unpacks_to_its_list(prompt_and_responses):
+    prompt, responses = prompt_and_responses
+    row = pack_list(prompt, responses)
+    assert unpack(row) == (prompt, responses)
+    assert row.input_ids_T.dtype == row.position_ids_T.dtype == row.segment_ids_T.dtype == torch.long
+    # Each response stands in the row as in its own sequence: same positions, same predictors.
+    whole = [token for response in responses for token in (prompt + response)[len(prompt) - 1 : -1]]
+    assert row.input_ids_T[row.predictor_indices_N].tolist() == whole
+    for segment, response in enumerate(responses, start=1):
+        positions = row.position_ids_T[row.segment_ids_T == segment]
+        assert positions.tolist() == list(range(len(prompt), len(prompt) + len(response)))
+
+
+def test_a_row_moves_whole():
+    row = pack_list([5], [[6]]).to("meta")
+    assert {x.device.type for x in (row.input_ids_T, row.position_ids_T, row.segment_ids_T)} == {"meta"}
+
+
+@given(lists, st.integers(24, 60))
+def test_split_rows_hold_the_list_in_order_within_the_limit(prompt_and_responses, row_limit):
+    prompt, responses = prompt_and_responses
+    rows = split_list(prompt, responses, row_limit)
+    assert [response for row in rows for response in unpack(row)[1]] == responses
+    assert all(unpack(row)[0] == prompt and len(row.input_ids_T) <= row_limit for row in rows)
+    # Greedy: the first response of a row did not fit into the row before.
+    for before, row in itertools.pairwise(rows):
+        assert len(before.input_ids_T) + row.response_lengths[0] > row_limit
+
+
+def test_a_list_that_fits_stays_one_row():
+    (row,) = split_list([5, 6], [[7, 8], [9]], row_limit=5)
+    assert row.response_lengths == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "message"),
+    [
+        ([], [[1]], "prompt has 0 tokens"),
+        ([1], [], "list has 0 responses"),
+        ([1], [[2], [], [3], []], r"responses \[1, 3\] of 4 have 0 tokens"),
+    ],
+)
+def test_lists_that_cannot_be_packed(prompt, responses, message):
+    with pytest.raises(DataError, match=message):
+        pack_list(prompt, responses)
+    with pytest.raises(DataError, match=message):
+        split_list(prompt, responses, row_limit=100)
+
+
+def test_a_response_that_fits_no_row_is_named_with_the_limit():
+    with pytest.raises(DataError, match=r"prompt \(2 tokens\) and response 1 \(4 tokens\).* limit of 5 tokens"):
+        split_list([1, 2], [[3], [4, 5, 6, 7]], row_limit=5)
+
+
+costs = st.lists(st.integers(1, 5000), max_size=40)
+
+
+@given(costs, st.integers(1, 9))
+def test_a_deal_gives_each_item_once_and_counts_that_differ_by_one(costs, ranks):
+    hands = deal(costs, ranks)
+    assert len(hands) == ranks
+    assert sorted(index for hand in hands for index in hand) == list(range(len(costs)))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    assert hands == deal(list(costs), ranks)
+
+
+@given(costs.filter(len), st.integers(1, 9))
+def test_loads_differ_by_at_most_the_dearest_item(costs, ranks):
+    loads = [sum(costs[index] for index in hand) for hand in deal(costs, ranks)]
+    assert max(loads) - min(loads) <= max(costs)
+
+
+def test_a_deal_balances_where_order_would_not():
+    # In turns, the loads would be 900 + 800 + 700 and 3 + 2 + 1; here 900 + 3 + 2 and 800 + 700 + 1.
+    assert deal([900, 3, 800, 2, 700, 1], ranks=2) == [[0, 1, 3], [2, 4, 5]]
+
+
+def test_fewer_items_than_ranks_leave_empty_hands():
+    assert deal([3, 9], ranks=4) == [[1], [0], [], []]
+
+
+def test_a_deal_to_no_rank_is_refused():
+    with pytest.raises(DataError, match="3 items to 0 ranks"):
+        deal([1, 2, 3], ranks=0)

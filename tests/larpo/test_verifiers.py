@@ -1,0 +1,230 @@
+"""The verifiers on real tasks and real IFEval prompts, with responses made by hand."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from larpo.errors import ConfigError, DataError
+from larpo.types import Message, Prompt
+from larpo.verifiers import (
+    check_verifier_name,
+    get_verifier,
+    ifeval,
+    last_number,
+    reasoning_gym,
+    verifier_version,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("", None),
+        ("none at all", None),
+        ("The answer is 12.", "12"),
+        ("12 or 13", "13"),
+        ("1,234,567 in all", "1234567"),
+        ("1,2,3", "3"),
+        ("12,34", "34"),
+        ("1,0000", "0000"),
+        ("3.50", "3.50"),
+        ("+1,234.00.", "1234"),
+        ("x = -5", "-5"),
+        ("**-5**", "-5"),
+        ("\\boxed{-7}", "-7"),
+        ("−5", "-5"),
+        ("7-3", "3"),
+        ("(7)-3", "3"),
+        ("7 - 3 = 4", "4"),
+        ("1/3", "3"),
+        ("1e5", "5"),
+        (".5", "5"),
+        ("100", "100"),
+        ("٣", None),
+    ],
+)
+def test_last_number(text, number):
+    assert last_number(text) == number
+
+
+@given(st.integers(-(10**15), 10**15), st.text(alphabet="abc .,:\n", max_size=20))
+def test_last_number_reads_every_integer(number, before):
+    assert last_number(f"{before} {number}") == str(number)
+    assert last_number(f"{before} {number:,}") == str(number)
+
+
+def arithmetic(task, answer, metadata=None):
+    key = {"task": task, "answer": answer, "metadata": metadata or {}}
+    return Prompt("p", (Message("user", "?"),), task, key)
+
+
+@pytest.mark.parametrize(
+    ("task", "gold", "response", "reward"),
+    [
+        ("chain_sum", "-4", "9 - 13 = -4", 1.0),
+        ("chain_sum", "1234", "It is 1,234.00.", 1.0),
+        ("chain_sum", "4", "four", 0.0),
+        ("chain_sum", "4", "", 0.0),
+        ("chain_sum", "4", "4 is not 5", 0.0),
+        ("gcd", "12", "12.0", 1.0),
+        ("gcd", "12", "+12", 1.0),
+        ("gcd", "12", "7", 0.0),
+        ("products", "56", "7 * 8 = 56", 1.0),
+        ("products", "56", "54", 0.0),
+        # the tasks' own partial credit: a wrong number that contains the right digits
+        ("chain_sum", "12", "312", 2 / 3),
+        ("gcd", "12", "312", 2 / 3),
+        ("products", "12", "312", 2 / 3),
+    ],
+)
+def test_reasoning_gym_by_hand(task, gold, response, reward):
+    assert reasoning_gym(arithmetic(task, gold), response) == reward
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "gcd", "products", "lcm", "basic_arithmetic", "gsm_symbolic"])
+def test_reasoning_gym_gives_one_to_every_gold_answer(task):
+    from reasoning_gym import create_dataset
+
+    for entry in create_dataset(task, size=10, seed=7):
+        prompt = arithmetic(task, entry["answer"], entry["metadata"])
+        assert reasoning_gym(prompt, f"So the answer is {entry['answer']}.") == 1.0
+
+
+def test_reasoning_gym_refuses_what_it_cannot_verify():
+    with pytest.raises(DataError, match=r"'abc'.*numeric"):
+        reasoning_gym(arithmetic("chain_sum", "abc"), "1")
+    with pytest.raises(DataError, match=r"no task 'nope'.*chain_sum"):
+        reasoning_gym(arithmetic("nope", "1"), "1")
+    with pytest.raises(DataError, match="'metadata'"):
+        reasoning_gym(Prompt("p", (), "gcd", {"task": "gcd", "answer": "1"}), "1")
+
+
+@pytest.fixture(scope="module")
+def ifeval_prompts():
+    """IFEval's real prompts by key, read in place from an installed package that is not imported."""
+    found = importlib.util.find_spec("eval_framework")
+    folder = Path(found.submodule_search_locations[0])
+    lines = (folder / "tasks/ifeval/data/input_data.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    names = ("key", "instruction_id_list", "kwargs")
+    return {
+        row["key"]: Prompt(str(row["key"]), (Message("user", row["prompt"]),), "ifeval", {n: row[n] for n in names})
+        for row in rows
+    }
+
+
+HIGHLIGHTS = "*one* and *two* and *three* "
+
+
+@pytest.mark.parametrize(
+    ("key", "response", "met"),
+    [
+        # 1000: no comma; at least 3 highlighted sections; at least 300 words
+        (1000, HIGHLIGHTS + "word " * 300, 3 / 3),
+        (1000, HIGHLIGHTS + "word, " * 300, 2 / 3),
+        (1000, HIGHLIGHTS + "word", 2 / 3),
+        (1000, "word, word", 0 / 3),
+        (1000, "", 0 / 3),
+        (1000, "<think>" + HIGHLIGHTS, 0 / 3),
+        # 1001: no comma
+        (1001, "Hark! A journey unto Edo.", 1.0),
+        (1001, "Hark, a journey.", 0.0),
+        # 1005: at least 12 placeholders
+        (1005, "[name] " * 12, 1.0),
+        (1005, "[name] " * 11, 0.0),
+    ],
+)
+def test_ifeval_by_hand(ifeval_prompts, key, response, met):
+    assert ifeval(ifeval_prompts[key], response) == pytest.approx(met)
+
+
+def constrained(name, **arguments):
+    key = {"key": 1, "instruction_id_list": [name], "kwargs": [{**arguments, "unused": None}]}
+    return Prompt("p", (Message("user", "?"),), "ifeval", key)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "response", "met"),
+    [
+        (
+            "length_constraints:number_sentences",
+            {"relation": "less than", "num_sentences": 3},
+            "It rained. It poured.",
+            1.0,
+        ),
+        (
+            "length_constraints:number_sentences",
+            {"relation": "less than", "num_sentences": 3},
+            "It rained. It poured. It froze.",
+            0.0,
+        ),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_relation": "at least", "capital_frequency": 2},
+            "AB CD",
+            1,
+        ),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_relation": "at least", "capital_frequency": 2},
+            "AB cd",
+            0,
+        ),
+    ],
+)
+def test_ifeval_needs_no_download_for_sentences_and_words(name, arguments, response, met):
+    assert ifeval(constrained(name, **arguments), response) == met
+
+
+def test_ifeval_verifies_every_real_prompt(ifeval_prompts):
+    assert len(ifeval_prompts) == 541
+    rewards = [ifeval(prompt, "Hello there. This is an ANSWER.\n\nP.S. Bye!") for prompt in ifeval_prompts.values()]
+    assert all(0 <= reward <= 1 for reward in rewards)
+    assert 0 < sum(rewards) < 541
+
+
+def test_ifeval_does_not_depend_on_chance():
+    prompt = constrained("language:response_language", language="en")
+    assert len({ifeval(prompt, "no va bien der Tag is the one") for _ in range(20)}) == 1
+
+
+def test_ifeval_refuses_constraints_it_cannot_check():
+    with pytest.raises(DataError, match="made:up"):
+        ifeval(constrained("made:up"), "x")
+    with pytest.raises(DataError, match="0 constraints"):
+        ifeval(Prompt("p", (), "ifeval", {"instruction_id_list": [], "kwargs": []}), "x")
+
+
+def test_get_verifier_by_name_and_by_path(tmp_path, monkeypatch):
+    (tmp_path / "my_verifier_a.py").write_text("limit = 3\ndef half(prompt, response):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_verifier("reasoning_gym") is reasoning_gym
+    assert get_verifier("my_verifier_a:half")(arithmetic("gcd", "1"), "") == 0.5
+    with pytest.raises(ConfigError, match="not a function"):
+        get_verifier("my_verifier_a:limit")
+    with pytest.raises(ConfigError, match="PYTHONPATH"):
+        get_verifier("my_verifier_a:missing")
+    with pytest.raises(ConfigError, match="PYTHONPATH"):
+        get_verifier("no_such_module_here:f")
+
+
+@pytest.mark.parametrize("name", ["", "math", "os.system", "a:b:c", "a b:c", "a:b()", "-c:x"])
+def test_unknown_names_are_refused_with_the_known_ones(name):
+    with pytest.raises(ConfigError, match="ifeval, reasoning_gym"):
+        check_verifier_name(name)
+
+
+def test_version_follows_the_code_that_verifies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "my_verifier_b.py"
+    module.write_text("def f(prompt, response): return 0.0\n")
+    before = verifier_version("my_verifier_b:f")
+    module.write_text("def f(prompt, response): return 1.0\n")
+    assert verifier_version("my_verifier_b:f") != before
+    assert verifier_version("reasoning_gym").startswith("reasoning-gym==")
+    with pytest.raises(ConfigError, match="no_such_module_here"):
+        verifier_version("no_such_module_here:f")
