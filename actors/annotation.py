@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from actors.cast import Cast
+from actors.preparation import PreparedRun
 from actors.progress import Progress
 from actors.sampler import SampleTask
-from larpo.config import Sampling
 from larpo.hardness import hardness
 from larpo.lists import rank, training_list
 from larpo.memory import merge, needs_reward, remember, replays
@@ -57,7 +57,7 @@ class Annotation:
 
         async def slot() -> None:
             for prompt in waiting:
-                task = sample_task(self._iteration, prompt, self._run.token_ids[prompt.id], self._config.sampling)
+                task = sample_task(self._run, self._iteration, prompt)
                 candidates = await self._cast.samplers.sample(task)
                 self._progress.sampled += 1
                 await self._sampled.put(
@@ -141,8 +141,9 @@ class Annotation:
             await self._offer(await self._with_rewards(absent[start : start + size]))
 
 
-def sample_task(iteration: int, prompt: Prompt, token_ids: tuple[int, ...], sampling: Sampling) -> SampleTask:
+def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:
     """k responses, dealt evenly over the iteration's temperatures."""
+    sampling = run.config.sampling
     temperatures = sampling.temperatures
     if sampling.temperature_by_iteration:
         temperatures = (sampling.temperature_by_iteration[iteration],)
@@ -151,10 +152,11 @@ def sample_task(iteration: int, prompt: Prompt, token_ids: tuple[int, ...], samp
     return SampleTask(
         key=list_id(iteration, prompt.id),
         iteration=iteration,
-        prompt_token_ids=token_ids,
+        prompt_token_ids=run.token_ids[prompt.id],
         counts=counts,
         max_new_tokens=sampling.max_new_tokens,
         stop=sampling.stop,
+        stop_token_ids=run.stop_token_ids,
     )
 
 
@@ -168,7 +170,7 @@ def _with_references(item: CandidateList, references: Mapping[str, tuple[float, 
     return item.replace(candidates=tuple(known(candidate) for candidate in item.candidates))
 
 
-def list_metrics(lists: Sequence[CandidateList], run) -> dict[str, float]:
+def list_metrics(lists: Sequence[CandidateList], run: PreparedRun) -> dict[str, float]:
     """What a part's lists are like: rewards and lengths of fresh responses, hardness of what is trained on."""
     config = run.config
     fresh = [[c for c in item.candidates if c.origin == "sampled"] for item in lists]

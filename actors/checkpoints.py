@@ -46,7 +46,7 @@ def newest_checkpoint(root: Path) -> tuple[Path, TrainerState, tuple[str, ...]] 
 
     Raises CheckpointError when there are checkpoints and none is whole.
     """
-    damaged = []
+    damaged: list[str] = []
     folders = sorted(root.glob("position-*"), reverse=True)
     for folder in folders:
         if not (folder / MANIFEST).exists():

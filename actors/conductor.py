@@ -45,7 +45,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
         await cast.wait_trained(iteration)
         await cast.samplers.update()
         progress.log("weights", {"weights/version": float(cast.samplers.members[0].version)})
-        progress.log("iteration", iteration=iteration)
+        progress.log("iteration", progress.busy(), iteration=iteration)
     return base, await evaluate(cast, progress, training.iterations)
 
 
@@ -63,12 +63,13 @@ async def align(run: PreparedRun) -> Results:
             progress.begin("writing the model", run.config.training.iterations, 0)
             results = summarize(run, base, aligned)
             await asyncio.to_thread(write_model, run, results.metrics)
-            telemetry.log("done", results.metrics)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
             await cast.stop(reason)
+            await asyncio.to_thread(write_report, run.folder)
+        telemetry.log("done", results.metrics)
     await asyncio.to_thread(write_report, run.folder)
     return results
 

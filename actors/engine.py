@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from larpo.config import Config
 from larpo.errors import SamplerError
@@ -22,7 +22,7 @@ class EngineOptions:
     """What an engine is started with."""
 
     model: str
-    dtype: str
+    dtype: Literal["bfloat16", "float32"]
     trust_remote_code: bool
     tensor_parallel_size: int
     max_model_len: int
@@ -69,12 +69,12 @@ class Engine:
     @staticmethod
     async def start(options: EngineOptions) -> Engine:
         """Load the model; seconds on a CPU to minutes on a large GPU model."""
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.config import WeightTransferConfig
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(
@@ -85,6 +85,8 @@ class Engine:
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
             gpu_memory_utilization=options.memory_fraction,
+            # On a CPU the share would be of all memory, the trainer's too: the size of the cache is given instead.
+            kv_cache_memory_bytes=options.cpu_kv_cache_gib * 2**30 if current_platform.is_cpu() else None,
             enforce_eager=options.enforce_eager,
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             worker_extension_cls=EXTENSION,
@@ -105,6 +107,7 @@ class Engine:
         temperature: float,
         max_tokens: int,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
     ) -> list[Sample]:
         """n responses to one prompt; no truncation of the distribution, so that raw log-probabilities are the policy's.
 
@@ -118,6 +121,7 @@ class Engine:
             temperature=temperature,
             max_tokens=max_tokens,
             stop=list(stop),
+            stop_token_ids=list(stop_token_ids),
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -60,6 +60,7 @@ async def _answer(
         counts=((config.evaluation.temperature, config.evaluation.samples), (GREEDY, 1)),
         max_new_tokens=config.sampling.max_new_tokens,
         stop=config.sampling.stop,
+        stop_token_ids=cast.run.stop_token_ids,
     )
     candidates = await cast.samplers.sample(task)
     progress.sampled += 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from actors.engine import EngineOptions
@@ -40,7 +43,7 @@ def start_ray(config: Config, namespace: str) -> None:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     check_fits(needed_resources(config), ray.cluster_resources())
 
@@ -119,7 +122,25 @@ def kill(actor: Any) -> None:
 
 async def train(spec: TrainSpec) -> None:
     """Run the Ray Train group to the end of the stream, off the event loop; raises TrainingError with the cause."""
-    await asyncio.to_thread(_fit, spec)
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not finished.done():
+            finished.set_exception(error) if error else finished.set_result(None)
+
+    def fit() -> None:
+        error: BaseException | None = None
+        try:
+            _fit(spec)
+        except BaseException as caught:
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed: the run is over
+            loop.call_soon_threadsafe(settle, error)
+
+    # A daemon, unlike the loop's own threads: a run that ends early does not wait for the step in progress.
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    await finished
 
 
 def _fit(spec: TrainSpec) -> None:
@@ -136,7 +157,7 @@ def _fit(spec: TrainSpec) -> None:
         scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(spec.checkpoints.parent / "ray"),
+            storage_path=str(spec.checkpoints),
             failure_config=FailureConfig(max_failures=training.max_failures),
         ),
     )

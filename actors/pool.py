@@ -176,8 +176,8 @@ class SamplerPool:
                 continue
             actor = member.actor
             try:
-                member.stats = await asyncio.wait_for(_result(actor.stats.remote()), 60)
-                member.version = member.stats.weight_version
+                stats: SamplerStats = await asyncio.wait_for(_result(actor.stats.remote()), 60)
+                member.stats, member.version = stats, stats.weight_version
             except TimeoutError:
                 continue  # busy in a blocking call: the leases decide
             except Exception as error:

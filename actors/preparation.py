@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from larpo.chat import encode_prompt
-from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
-
+from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
+from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.types import Prompt
@@ -32,6 +32,7 @@ class PreparedRun:
     train: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     token_ids: dict[str, tuple[int, ...]]  # prompt id -> what the samplers are given
+    stop_token_ids: tuple[int, ...]  # what ends a response
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
 
@@ -71,7 +72,7 @@ def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
     changed = changed_knobs(config, load_config(str(file), overrides))
     if changed:
         raise ConfigError(
-            "a resumed run keeps its knobs; these differ: " + "; ".join(changed) + ". Leave them out, or start a new run"
+            f"a resumed run keeps its knobs; these differ: {'; '.join(changed)}. Leave them out, or start a new run"
         )
     return config, folder.resolve()
 
@@ -119,9 +120,17 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
         train=tuple(train),
         heldout=tuple(heldout),
         token_ids=token_ids,
+        stop_token_ids=stop_token_ids(tokenizer, _generation_config(policy.path)),
         notes=tuple(notes),
         too_long=too_long,
     )
+
+
+def _generation_config(model: Path) -> Any:
+    """The folder's generation config; None where it has none."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(model) if (model / "generation_config.json").is_file() else None
 
 
 def _check_counts(config: Config, train: int) -> None:

@@ -6,11 +6,15 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from actors.console_page import RunState, SamplerState, estimate_left, share_done
+from actors.stream import StreamStatus
 from actors.telemetry import Telemetry
 from larpo.config import Config
+from larpo.errors import PhaseTimeout
+from larpo.run_log import Span, busy_metrics
 
 FAILURES_NAMED = 5  # reward failures that are logged one by one; the rest are counted
 
@@ -33,6 +37,8 @@ class Progress:
         self._alarms: deque[str] = deque(maxlen=3)
         self._tokens: deque[tuple[float, int]] = deque(maxlen=12)
         self.samplers: tuple[SamplerState, ...] = ()
+        self._spans: list[Span] = []
+        self._share_before: float | None = None  # of the run, done before this session
 
     def begin(self, phase: str, iteration: int, total: int, already: int = 0) -> None:
         """A phase of the conductor begins; `already` of its prompts were done before a restart."""
@@ -47,7 +53,12 @@ class Progress:
         self._telemetry.log(event, metrics, **fields)
 
     def span(self, actor: str, kind: str, start: float, end: float) -> None:
+        self._spans.append(Span(actor, kind, start, end))
         self._telemetry.log("span", actor=actor, kind=kind, start=start, end=end)
+
+    def busy(self) -> dict[str, float]:
+        """Busy shares of samplers, reward model and trainer in this session."""
+        return busy_metrics(self._spans)
 
     def alarm(self, message: str) -> None:
         self._alarms.append(message)
@@ -100,8 +111,17 @@ class Progress:
             seconds_elapsed=elapsed,
             alarms=tuple(self._alarms),
         )
-        left = estimate_left(share_done(state), elapsed)
-        return RunState(**{**vars(state), "seconds_left": left})
+        return replace(state, seconds_left=self._seconds_left(state))
+
+    def _seconds_left(self, state: RunState) -> float | None:
+        """From what this session has done: a resumed run is not credited with what was done before."""
+        if not state.prompts_total:
+            return None
+        done = share_done(state)
+        if self._share_before is None:
+            self._share_before = done
+        mine = (done - self._share_before) / max(1e-9, 1 - self._share_before)
+        return estimate_left(mine, state.seconds_elapsed)
 
     def show(self) -> None:
         self._telemetry.update(self.state())
@@ -123,6 +143,7 @@ class Monitor:
     async def look(self) -> None:
         status = await self._cast.call(self._cast.stream.status, limit_s=120.0)
         self._progress.waiting = status.waiting
+        self._check_trainer(status)
         for record in status.reports:
             self._pass_on(record)
         for message in status.alarms:
@@ -130,6 +151,17 @@ class Monitor:
         await self._cast.samplers.poll()
         self._samplers()
         self._progress.show()
+
+    def _check_trainer(self, status: StreamStatus) -> None:
+        """A trainer that says nothing for longer than a step may take has hung: the run ends, and says so."""
+        timeouts = self._cast.run.config.timeouts
+        name = "step_s" if status.trainer_started else "trainer_start_s"
+        limit = getattr(timeouts, name)
+        if status.trainer_silent_s > limit:
+            raise PhaseTimeout(
+                f"the trainer has been silent for {status.trainer_silent_s:.0f} s, over timeouts.{name} = {limit:g}:"
+                " raise the limit if a step may take that long, or look for a hung rank in Ray's dashboard"
+            )
 
     def _pass_on(self, record: Mapping[str, Any]) -> None:
         for kind, start, end in record["spans"]:

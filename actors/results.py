@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from larpo.model_folder import save_model_folder
-from larpo.policy import model_card
-
 from actors.preparation import PreparedRun
 from actors.trainer import policy_folder
 from actors.weights import published_tensors
 from larpo.evaluation import HeldoutResult, done_record, format_table, heldout_table
+from larpo.model_folder import save_model_folder
+from larpo.policy import model_card
 
 
 @dataclass(frozen=True)

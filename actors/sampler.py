@@ -26,6 +26,7 @@ class SampleTask:
     counts: tuple[tuple[float, int], ...]  # (temperature, number of responses)
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Sampler:
                         temperature=temperature,
                         max_tokens=task.max_new_tokens,
                         stop=task.stop,
+                        stop_token_ids=task.stop_token_ids,
                     )
                     for group, (temperature, count) in enumerate(task.counts)
                 )

@@ -82,6 +82,8 @@ class StreamStatus:
     dropped: Mapping[str, int]
     iteration: int
     trained_iterations: int
+    trainer_started: bool
+    trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists
     reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
     alarms: tuple[str, ...]
 
@@ -105,6 +107,8 @@ class ListStream:
         self._alarms: list[str] = []
         self._references = _read_references(self._folder)
         self._error: str | None = None
+        self._heard = time.monotonic()  # from any rank
+        self._asking = 0  # ranks that wait for work
 
     # The conductor's side.
 
@@ -167,6 +171,8 @@ class ListStream:
             dropped=dict(self._dropped),
             iteration=self._iteration,
             trained_iterations=self._trained + 1,
+            trainer_started=self._restored,
+            trainer_silent_s=0.0 if self._asking else time.monotonic() - self._heard,
             reports=reports,
             alarms=alarms,
         )
@@ -179,6 +185,7 @@ class ListStream:
 
     async def restore(self, journal: Journal) -> None:
         """Roll back (or start) at the journal: lists on disk that it has not consumed are offered again."""
+        self._heard = time.monotonic()
         async with self._changed:
             self._works.clear()
             self._journal = journal
@@ -199,21 +206,29 @@ class ListStream:
         Raises PhaseTimeout when no list came in time, TrainingError when the conductor failed.
         """
         started = time.monotonic()
-        async with self._changed:
-            if position not in self._works:
+        self._asking += 1
+        try:
+            async with self._changed:
                 await self._wait(lambda: position in self._works or self._ready(), "lists", timeout_s)
-                if position not in self._works:
-                    self._works = {p: work for p, work in self._works.items() if p == position - 1}
-                    self._works[position] = self._form(position)
-                    self._changed.notify_all()
-            if rank == 0:
-                self._waits["consumer"] += time.monotonic() - started
-            work, lists = self._works[position]
+                work, lists = self._work_at(position)
+        finally:
+            self._asking -= 1
+            self._heard = time.monotonic()
+        if rank == 0:
+            self._waits["consumer"] += self._heard - started
         if not isinstance(work, StepWork):
             return work
         shares = deal([_tokens(item) for item in lists], ranks)
         mine = tuple(lists[index] for index in shares[rank])
         return StepWork(**{**vars(work), "lists": mine})
+
+    def _work_at(self, position: int) -> tuple[Work, list[CandidateList]]:
+        """The work at a position, formed when the first rank asks; that of the position before is kept too."""
+        if position not in self._works:
+            self._works = {p: work for p, work in self._works.items() if p == position - 1}
+            self._works[position] = self._form(position)
+            self._changed.notify_all()
+        return self._works[position]
 
     async def report(
         self,
@@ -222,6 +237,7 @@ class ListStream:
         alarms: Sequence[str] = (),
     ) -> None:
         """A rank's record of a step, the reference log-probabilities it computed, and what the user should know."""
+        self._heard = time.monotonic()
         self._reports.append(record)
         self._references.update(references)
         self._alarms.extend(alarms)

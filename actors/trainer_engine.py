@@ -1,15 +1,15 @@
-"""One rank's DeepSpeed engine and reference model: steps, weights out, checkpoints. DeepSpeed's API is met here only."""
+"""One rank's DeepSpeed engine and reference model: steps, weights out, checkpoints. DeepSpeed is met only here."""
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from larpo.policy import load_policy
 from torch import Tensor
 
 from actors.stream import StepWork
@@ -29,6 +29,7 @@ from larpo.list_step import (
 from larpo.log_probs import PackedLogProbs, check_packed, packed_log_probs
 from larpo.objectives import get_objective
 from larpo.packing import PackedRow
+from larpo.policy import load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
 from larpo.types import Candidate, CandidateList
 
@@ -51,7 +52,7 @@ class TrainerEngine:
     """The policy under DeepSpeed ZeRO, and the frozen reference."""
 
     def __init__(self, config: Config, policy_path: str, rank: int, ranks: int) -> None:
-        self._config, self._policy_path = config, policy_path
+        self._config, self._policy_path = config, Path(policy_path)
         self._rank, self._ranks = rank, ranks
         self._device = _device()
         if self._device.type == "cpu":
@@ -61,7 +62,7 @@ class TrainerEngine:
         torch.manual_seed(config.run.seed)
         self._objective = get_objective(config.objective.name)
         model = self._load_model()
-        check_packed(model, tolerance=0.25 if config.policy.dtype == "bfloat16" else None)
+        check_packed(model)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = self._deepspeed(model)
@@ -107,7 +108,7 @@ class TrainerEngine:
         return self._engine.module.model
 
     def _score(self, row: PackedRow) -> PackedLogProbs:
-        return PackedLogProbs(*self._engine(row), row.response_lengths)
+        return _result(self._engine, row)
 
     def load_reference(self, weights: Path | None) -> None:
         """The initial model, or the published weights in `weights`; frozen, and sharded as the policy is."""
@@ -192,7 +193,8 @@ class TrainerEngine:
         self, lists: tuple[CandidateList, ...], reference_name: str
     ) -> tuple[list[PackedList], dict[str, tuple[float, str]]]:
         """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now."""
-        packed, computed = [], {}
+        packed: list[PackedList] = []
+        computed: dict[str, tuple[float, str]] = {}
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         for item, item_rows in zip(lists, rows, strict=True):
             reference_M = stored_reference(item.candidates, reference_name)
@@ -213,7 +215,7 @@ class TrainerEngine:
     def _reference_of(self, rows: tuple) -> Tensor:
         reference = self._reference
         assert reference is not None
-        return list_log_probs(lambda row: PackedLogProbs(*reference(row), row.response_lengths), rows)
+        return list_log_probs(lambda row: _result(reference, row), rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
@@ -237,7 +239,7 @@ class TrainerEngine:
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"could not write the checkpoint {folder}: {error}; the one before is whole. Free disk space, then resume"
+                f"could not write the checkpoint {folder}: {error}; the one before is whole. Free space, then resume"
             ) from error
 
     def load(self, folder: Path) -> None:
@@ -268,6 +270,11 @@ class TrainerEngine:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _result(scorer: Callable[[PackedRow], tuple[Tensor, Tensor]], row: PackedRow) -> PackedLogProbs:
+    log_probs_N, entropies_N = scorer(row)
+    return PackedLogProbs(log_probs_N, entropies_N, row.response_lengths)
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,8 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
 
     def receive_weights(self, update_info: BucketFile) -> None:
         with safe_open(update_info.path, framework="pt", device="cpu") as bucket:
-            self.model.load_weights((name, bucket.get_tensor(name)) for name in bucket.keys())  # noqa: SIM118
+            load: Callable = self.model.load_weights  # type: ignore[assignment]
+            load((name, bucket.get_tensor(name)) for name in bucket.keys())  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -111,12 +111,14 @@ def new_folder(destination: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        if destination.exists():
-            destination.rename(old)
         for path in new.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner reads
+        if destination.exists():
+            destination.rename(old)
         new.rename(destination)
     finally:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -137,10 +137,14 @@ def _converted(name: str, folder: Path) -> Path:
     gguf = _gguf_file()
     destination, source = folder / name, file_sha256(gguf)
     if not _is_intact(destination, source):
-        with new_folder(destination) as new:
-            _convert(gguf, new)
-            record = {"source": gguf.name, "source_sha256": source, "fingerprint": fingerprint(new)}
-            (new / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        try:
+            with new_folder(destination) as new:
+                _convert(gguf, new)
+                record = {"source": gguf.name, "source_sha256": source, "fingerprint": fingerprint(new)}
+                (new / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OSError:
+            if not _is_intact(destination, source):  # otherwise another process made it in the meantime
+                raise
     check_model_folder(destination)
     return destination
 

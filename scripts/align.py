@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the run failed (go on with --resume), 2 the recipe or its 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LarpoError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -57,7 +58,11 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from actors.conductor import run_to_end
 
-    results = run_to_end(run)
+    try:
+        results = run_to_end(run)
+    except BaseException:
+        print(f"go on with: python -m scripts.align --resume {run.folder}", file=sys.stderr)
+        raise
     print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
     print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")
     return 0

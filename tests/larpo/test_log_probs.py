@@ -14,7 +14,13 @@ from transformers import (
 
 from larpo.attention import SEGMENTS, _additive_mask, attention_implementation, packed_attention_mask
 from larpo.errors import ConfigError
-from larpo.log_probs import check_packed, chunked_log_probs, packed_log_probs, plain_log_probs
+from larpo.log_probs import (
+    PackedPolicy,
+    check_packed,
+    chunked_log_probs,
+    packed_log_probs,
+    plain_log_probs,
+)
 from larpo.objectives import lambdarank
 from larpo.packing import pack_list, split_list
 
@@ -95,6 +101,12 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, random_list, family)
     model.train()
     actual = gradients(model, packed_log_probs(model, row).log_probs_M)
     torch.testing.assert_close(actual, expected)
+
+
+def test_the_policy_module_is_the_function(tiny_model, random_list):
+    row = pack_list(*random_list(4))
+    policy = PackedPolicy(tiny_model("qwen2", SEGMENTS), chunk_size=8)
+    torch.testing.assert_close(policy(row).log_probs_M, packed_log_probs(policy.model, row).log_probs_M)
 
 
 def test_a_list_split_into_rows_has_the_same_log_probabilities(tiny_model, random_list):

@@ -1,0 +1,278 @@
+"""Real vLLM in real sampler actors: what they give is what the trainer's model says, before and after new weights."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from actors.engine import EngineOptions
+from actors.placement import kill, place_sampler, place_store
+from actors.sampler import SampleTask
+from actors.weights import PublishedFolder, encode_bucket, read_buckets, split_into_buckets
+from larpo.chat import encode_prompt, stop_token_ids
+from larpo.config import Config, Policy
+from larpo.errors import CheckpointError
+from larpo.log_probs import packed_log_probs
+from larpo.model_folder import save_model_folder
+from larpo.packing import pack_list
+from larpo.policy import load_policy, load_tokenizer, prepare_policy
+from larpo.types import Message, Prompt, VersionSpan
+
+FLOAT32_BOUND = 1e-4  # nats, the worst token
+BF16_MEAN_BOUND, BF16_WORST_BOUND = 0.05, 1.0  # nats, mean and worst token
+BUCKET_BYTES = 100_000  # cuts the tiny policy's layers apart, so that buckets end within them
+
+
+@pytest.fixture(scope="module")
+def place(local_ray):
+    """`place(model folder, store)`: a started sampler; all are killed at the end."""
+    placed = []
+
+    def start(model, store, dtype="float32"):
+        config = Config.model_validate(
+            {
+                "policy": {"model": str(model), "dtype": dtype},
+                "samplers": {
+                    "resources": {"CPU": 0},
+                    "max_model_len": 512,
+                    "max_num_seqs": 32,
+                    "enforce_eager": True,
+                },
+            }
+        )
+        sampler = place_sampler(config, EngineOptions.of(config, str(model)), store)
+        placed.append(sampler)
+        return sampler, local_ray.get(sampler.start.remote())
+
+    yield start
+    for sampler in placed:
+        kill(sampler)
+
+
+@pytest.fixture(scope="module")
+def house(place, local_ray, tiny_policy):
+    """The module's one sampler and its store."""
+    store = place_store()
+    sampler, version = place(tiny_policy, store)
+    assert version == 0
+    return SimpleNamespace(get=local_ray.get, wait=local_ray.wait, store=store, sampler=sampler)
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(tiny_policy) -> tuple[int, ...]:
+    return encode_prompt(load_tokenizer(tiny_policy), Prompt("p", (Message("user", "Say something."),)))
+
+
+@pytest.fixture
+def publish(house, tiny_policy, tmp_path):
+    """`publish(seed)`: other weights become the newest version; returns it and the model that has them."""
+
+    def make(seed):
+        version = house.get(house.store.newest.remote()) + 1
+        model = other_model(tiny_policy, seed)
+        folder = write_policy(tmp_path / f"policy-{version}", version, model)
+        house.get(house.store.publish_folder.remote(version, str(folder)))
+        return version, model
+
+    return make
+
+
+def other_model(folder, seed):
+    """The folder's model with noise on every weight."""
+    model = load_policy(folder, dtype="float32")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def write_policy(folder, version, model):
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameter.nbytes for name, parameter in parameters.items()}
+    target = PublishedFolder(folder, version)
+    for names in split_into_buckets(sizes, BUCKET_BYTES):
+        target.add(encode_bucket({name: parameters[name].detach() for name in names}))
+    target.close()
+    return folder
+
+
+def task(prompt_ids, counts, max_new_tokens, key="task", **changes):
+    return SampleTask(key, 0, tuple(prompt_ids), counts, max_new_tokens, **changes)
+
+
+def greedy(house, prompt_ids, sampler=None):
+    (candidate,) = house.get((sampler or house.sampler).sample.remote(task(prompt_ids, ((0.0, 1),), 48)))
+    return candidate
+
+
+def differences(model, prompt_ids, candidates):
+    """|sampler's - trainer's log-probability| of every sampled token."""
+    with torch.no_grad():
+        row = pack_list(prompt_ids, [c.token_ids for c in candidates])
+        trainer_N = packed_log_probs(model, row).token_log_probs_N
+    sampler_N = torch.tensor([value for c in candidates for value in c.log_probs])
+    return (sampler_N - trainer_N).abs()
+
+
+# --- What a sampler gives
+
+
+def test_log_probs_are_the_trainers(house, prompt_ids, tiny_policy):
+    candidates = house.get(house.sampler.sample.remote(task(prompt_ids, ((1.0, 8),), 64)))
+    difference_N = differences(load_policy(tiny_policy, dtype="float32"), prompt_ids, candidates)
+    print(f"float32: worst {difference_N.max():.2e}, mean {difference_N.mean():.2e} over {len(difference_N)} tokens")
+    assert difference_N.max() < FLOAT32_BOUND
+
+
+def test_log_probs_are_raw_at_every_temperature(house, prompt_ids, tiny_policy):
+    counts = ((0.5, 3), (2.0, 2), (0.0, 1))
+    candidates = house.get(house.sampler.sample.remote(task(prompt_ids, counts, 32, key="0000/p")))
+    assert [candidate.temperature for candidate in candidates] == [0.5, 0.5, 0.5, 2.0, 2.0, 0.0]
+    assert [candidate.id for candidate in candidates] == [f"0000/p/{number}" for number in range(6)]
+    assert len({candidate.token_ids for candidate in candidates}) == 6
+    assert differences(load_policy(tiny_policy, dtype="float32"), prompt_ids, candidates).max() < FLOAT32_BOUND
+
+
+def test_temperature_zero_is_greedy(house, prompt_ids, tiny_policy):
+    model = load_policy(tiny_policy, dtype="float32")
+    expected = model.generate(torch.tensor([prompt_ids]), do_sample=False, max_new_tokens=48)[0, len(prompt_ids) :]
+    assert greedy(house, prompt_ids).token_ids == tuple(expected.tolist())
+
+
+def test_responses_end_at_eos_or_at_the_limit(house, prompt_ids, tiny_policy):
+    limit, tokenizer = 300, load_tokenizer(tiny_policy)
+    candidates = house.get(house.sampler.sample.remote(task(prompt_ids, ((1.0, 32),), limit)))
+    assert {candidate.finish_reason for candidate in candidates} == {"stop", "length"}
+    for candidate in candidates:
+        *body, last = candidate.token_ids
+        assert tokenizer.eos_token_id not in body
+        if candidate.finish_reason == "stop":
+            assert last == tokenizer.eos_token_id
+            assert tokenizer.eos_token not in candidate.text
+        else:
+            assert len(candidate.token_ids) == limit
+            assert last != tokenizer.eos_token_id
+
+
+def test_a_stop_string_ends_a_response_and_is_not_in_its_text(house, prompt_ids, tiny_policy):
+    tokenizer, vowels = load_tokenizer(tiny_policy), ("a", "e", "i", "o", "u")
+    candidates = house.get(house.sampler.sample.remote(task(prompt_ids, ((1.0, 16),), 300, stop=vowels)))
+    stopped = [candidate for candidate in candidates if candidate.token_ids[-1] != tokenizer.eos_token_id]
+    assert stopped
+    for candidate in stopped:
+        assert candidate.finish_reason == "stop"
+        assert tokenizer.decode(candidate.token_ids[-1:]) in vowels  # trained on as it was sampled
+        assert not set(candidate.text) & set(vowels)
+
+
+def test_a_stop_token_ends_a_response_and_stays_in_its_tokens(house, prompt_ids, tiny_policy):
+    (free,) = house.get(house.sampler.sample.remote(task(prompt_ids, ((0.0, 1),), 12)))
+    end = free.token_ids[6]
+    (stopped,) = house.get(
+        house.sampler.sample.remote(task(prompt_ids, ((0.0, 1),), 12, stop_token_ids=(end,)))
+    )
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+    assert stopped.finish_reason == "stop"
+
+
+# --- New weights
+
+
+def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp_path):
+    """Running requests go on under the new weights, and the sampler is then what a fresh engine would be."""
+    before, old = house.get(house.sampler.update.remote()), current_model(house, tiny_policy, tmp_path)
+    first = greedy(house, prompt_ids)
+    running = [house.sampler.sample.remote(task(prompt_ids, ((1.0, 16),), 300, key=f"{n}")) for n in range(8)]
+    house.wait(running, num_returns=1)
+    after, new = publish(seed=1)
+    assert house.get(house.sampler.update.remote()) == after
+    candidates = [candidate for answer in house.get(running) for candidate in answer]
+
+    assert len({candidate.id for candidate in candidates}) == 8 * 16
+    for candidate in candidates:
+        spans, length = candidate.versions, len(candidate.token_ids)
+        assert [span.version for span in spans] in ([before], [before, after], [after])
+        assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+        assert spans[-1].end == length
+        assert all(span.start < span.end for span in spans)
+    across = [candidate for candidate in candidates if len(candidate.versions) == 2]
+    assert across
+    for candidate in across:
+        start = candidate.versions[1].start
+        assert differences(old, prompt_ids, [candidate])[:start].max() < FLOAT32_BOUND
+        assert differences(new, prompt_ids, [candidate])[start:].max() < FLOAT32_BOUND
+
+    second = greedy(house, prompt_ids)
+    assert second.versions == (VersionSpan(0, len(second.token_ids), after),)
+    assert second.token_ids != first.token_ids
+    save_model_folder(tmp_path / "fresh", tiny_policy, new.named_parameters(), "")
+    fresh, _ = place(tmp_path / "fresh", place_store())
+    assert greedy(house, prompt_ids, fresh).token_ids == second.token_ids
+    kill(fresh)
+
+
+def current_model(house, tiny_policy, tmp_path):
+    """The model of the newest published weights, from the store's own buckets."""
+    from safetensors.torch import load
+
+    model, version = load_policy(tiny_policy, dtype="float32"), house.get(house.store.newest.remote())
+    if version:
+        for bucket in house.get(house.store.buckets.remote(version)):
+            model.load_state_dict(load(house.get(bucket.reference[0]).tobytes()), strict=False)
+    return model
+
+
+def test_a_late_sampler_starts_with_the_newest_weights(house, publish, place, prompt_ids, tiny_policy):
+    version, _ = publish(seed=2)
+    house.get(house.sampler.update.remote())
+    late, found = place(tiny_policy, house.store)
+    assert found == version
+    theirs, ours = greedy(house, prompt_ids, late), greedy(house, prompt_ids)
+    assert theirs.token_ids == ours.token_ids
+    assert theirs.versions == (VersionSpan(0, len(theirs.token_ids), version),)
+    kill(late)
+
+
+def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt_ids, tiny_policy, tmp_path):
+    before, expected = house.get(house.sampler.update.remote()), greedy(house, prompt_ids).token_ids
+    buckets = []
+    for data in read_buckets(write_policy(tmp_path / "damaged", before + 1, other_model(tiny_policy, seed=3))):
+        whole = house.get(house.store.put_bucket.remote(data))
+        flipped = data.copy()
+        flipped[-1] ^= 1
+        damaged = house.get(house.store.put_bucket.remote(flipped))
+        buckets.append(dataclasses.replace(damaged, checksum=whole.checksum))
+    house.get(house.store.publish.remote(before + 1, tuple(buckets)))
+
+    with pytest.raises(CheckpointError, match=f"bucket 0 of weight version {before + 1} arrived damaged"):
+        house.get(house.sampler.update.remote())
+    still = greedy(house, prompt_ids)
+    assert still.token_ids == expected
+    assert still.versions == (VersionSpan(0, len(expected), before),)
+
+    after, _ = publish(seed=4)
+    assert house.get(house.sampler.update.remote()) == after
+
+
+# --- The real policy
+
+
+@pytest.mark.slow
+def test_log_probs_of_smollm2_in_bf16_are_the_trainers(place, local_ray, tmp_path_factory, pytestconfig):
+    policy = prepare_policy(Policy(), pytestconfig.cache.mkdir("policies"))
+    model, tokenizer = load_policy(policy.path), load_tokenizer(policy.path)
+    prompts = [
+        encode_prompt(tokenizer, Prompt("p", (Message("user", text),)))
+        for text in ("What is 7 + 5?", "Write a line about the sea.", "Name three colours and say what they mean.")
+    ]
+    sampler, _ = place(policy.path, place_store(), dtype="bfloat16")
+    ends = stop_token_ids(tokenizer, model.generation_config)
+    tasks = [task(ids, ((1.0, 8),), 64, stop_token_ids=ends) for ids in prompts]
+    answers = local_ray.get([sampler.sample.remote(each) for each in tasks])
+    difference_N = torch.cat([differences(model, *pair) for pair in zip(prompts, answers, strict=True)])
+    print(f"bf16: worst {difference_N.max():.3f}, mean {difference_N.mean():.4f} over {len(difference_N)} tokens")
+    assert difference_N.mean() < BF16_MEAN_BOUND
+    assert difference_N.max() < BF16_WORST_BOUND
+    kill(sampler)

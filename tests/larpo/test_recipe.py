@@ -1,0 +1,252 @@
+"""Recipes: what loads, what is refused, and what the refusal says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from larpo.config import OBJECTIVE_NAMES, Config
+from larpo.errors import ConfigError
+from larpo.objectives import OBJECTIVES
+from larpo.recipe import bundled_recipes, changed_knobs, check_config, config_to_yaml, load_config, recipe_name
+
+
+def refusal(*overrides: str, recipe: str = "quickstart") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+# --- What loads
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_every_bundled_recipe_loads_and_round_trips(name, recipe_file):
+    config = load_config(name)
+    assert config.description
+    assert load_config(recipe_file(config_to_yaml(config))) == config
+
+
+def test_there_are_two_recipes_at_least():
+    assert {"quickstart", "smollm2-ifeval"} <= set(bundled_recipes())
+
+
+def test_strings_that_look_like_other_things_survive_a_round_trip(recipe_file):
+    overrides = ['run.name="1e-5"', "telemetry.console=off", 'prompts.system="null"', 'samplers.cpu_cores="0"']
+    config = load_config("quickstart", overrides)
+    assert (config.run.name, config.telemetry.console, config.prompts.system) == ("1e-5", "off", "null")
+    assert load_config(recipe_file(config_to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("2.0e-5", 2e-5), ("1", 1.0), (".5", 0.5), ("1E-3", 1e-3)])
+def test_a_number_is_a_number(text, value):
+    assert (
+        load_config("quickstart", [f"training.optimizer.learning_rate={text}"]).training.optimizer.learning_rate
+        == value
+    )
+
+
+def test_yaml_files_read_numbers_the_same_way(recipe_file):
+    text = config_to_yaml(load_config("quickstart")).replace("eps: 1.0e-08", "eps: 1e-6")
+    assert load_config(recipe_file(text)).training.optimizer.eps == 1e-6
+
+
+def test_overrides_reach_into_mappings_and_the_last_one_wins():
+    config = load_config("quickstart", ["prompts.tasks.gcd.max_value=30", "run.seed=1", "run.seed=2", "run.name="])
+    assert config.prompts.tasks["gcd"] == {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 30}
+    assert (config.run.seed, config.run.name) == (2, None)
+
+
+def test_recipe_name():
+    assert recipe_name("quickstart") == "quickstart"
+    assert recipe_name("some/folder/mine.yaml") == "mine"
+    assert recipe_name("mine.v2.yaml") == "mine.v2"
+
+
+def test_changed_knobs():
+    old = load_config("quickstart")
+    new = load_config("quickstart", ["training.iterations=3", "prompts.tasks.gcd.max_value=30", "run.name=x"])
+    assert changed_knobs(old, old) == []
+    assert changed_knobs(old, new) == [
+        "run.name: None -> x",
+        "prompts.tasks.gcd.max_value: 20 -> 30",
+        "training.iterations: 2 -> 3",
+    ]
+    without = old.model_copy(update={"prompts": old.prompts.model_copy(update={"tasks": {"gcd": {}}})})
+    assert "prompts.tasks.gcd: not set -> {}" in changed_knobs(old, without)
+
+
+def test_reading_a_recipe_imports_nothing_heavy():
+    code = (
+        "import sys; from larpo.recipe import load_config; load_config('smollm2-ifeval'); "
+        "print(*{'torch', 'transformers', 'datasets', 'ray', 'vllm', 'deepspeed'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+# --- What is refused
+
+
+def test_unknown_recipe_names_the_nearest_and_all():
+    message = refusal(recipe="quikstart")
+    assert "'quikstart'" in message
+    assert "did you mean 'quickstart'?" in message
+    assert "smollm2-ifeval" in message
+    assert "nowhere/x.yaml" in refusal(recipe="nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.iteration=3", "training.iteration: no knob is called so; did you mean training.iterations?"),
+        ("training.optimizer.lr=1", "training.optimizer.lr: no knob is called so"),
+        ("learning_rate=1", "learning_rate: no knob is called so; did you mean training.optimizer.learning_rate?"),
+        ("sampler.count=2", "sampler: no knob is called so; did you mean samplers?"),
+        (
+            "lists.selection.botom=2",
+            "lists.selection.botom: no knob is called so; did you mean lists.selection.bottom?",
+        ),
+        ("training.iterations=0", "training.iterations = 0: must be at least 1; leave it out for its default 3"),
+        ("training.iterations=1.5", "training.iterations = 1.5: must be a whole number"),
+        ("training.zero_stage=4", "training.zero_stage = 4: must be at most 3"),
+        ("training.zero_stage=true", "training.zero_stage = True: must be a whole number"),
+        ("sampling.k=65", "sampling.k = 65: must be at most 64"),
+        ("sampling.temperatures=[0]", "sampling.temperatures[0] = 0: must be more than 0"),
+        ("sampling.temperatures=1.0", "sampling.temperatures = 1.0: must be a list, such as [1.0]"),
+        ("training.optimizer.learning_rate=fast", "training.optimizer.learning_rate = 'fast': must be a number"),
+        ("training.optimizer.betas=[0.9]", "training.optimizer.betas[1]"),
+        ("training.optimizer.betas=[0.9, 1.0]", "training.optimizer.betas[1] = 1.0: must be less than 1"),
+        ("training.gap_alarm=.inf", "training.gap_alarm = inf: must be a finite number"),
+        ("training.resources_per_worker={CPU: -1}", "training.resources_per_worker.CPU = -1: must be at least 0"),
+        ("overlap=steam", "overlap = 'steam': must be one of 'none' or 'stream' (did you mean 'stream'?)"),
+        ("run.name=3", 'run.name = 3: must be text; put it in quotes, such as "3"'),
+        ("policy.trust_remote_code=yes", "policy.trust_remote_code = 'yes': must be true or false"),
+        ("lists=", "lists = None: must be a section"),
+        ("prompts.tasks=[a]", "prompts.tasks = ('a',): must be a mapping"),
+    ],
+)
+def test_one_wrong_knob(override, expected):
+    message = refusal(override)
+    assert expected in message
+    assert message.count("\n") == 1
+
+
+def test_all_problems_are_listed_one_a_line():
+    lines = refusal("training.iterations=0", "sampling.k=1", "foo=1").splitlines()
+    assert lines[0] == "recipe quickstart: 3 to change:"
+    assert len(lines) == 1 + 3
+
+
+@pytest.mark.parametrize("override", ["training.iterations", "=3", "training.=3", ".a=3", ""])
+def test_malformed_overrides(override):
+    assert "must be section.key=value" in refusal(override)
+
+
+def test_an_override_cannot_reach_through_a_value():
+    assert "training.iterations = 2 is no section" in refusal("training.iterations.x=3")
+    assert "not readable as YAML" in refusal("prompts.tasks={a")
+
+
+def test_bad_yaml_files(recipe_file):
+    assert "line 3: not readable as YAML: the key 'k' is written twice" in refusal(
+        recipe=recipe_file("sampling:\n  k: 8\n  k: 4\n")
+    )
+    assert "line 3: not readable as YAML" in refusal(recipe=recipe_file("a: 1\nb: [1\n"))
+    assert "holds list" in refusal(recipe=recipe_file("- a\n"))
+    assert "holds NoneType" in refusal(recipe=recipe_file("# nothing\n"))
+
+
+# --- Constraints between knobs
+
+
+IFEVAL = ["prompts.source=ifeval", "prompts.tasks={}", "reward.name=ifeval"]
+FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:score"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sampling.k=3"], "top + bottom = 4 responses, but sampling.k is 3"),
+        (["lists.selection={policy: best_vs_bottom, bottom: 8}"], "1 + bottom = 9 responses, but sampling.k is 8"),
+        (
+            ["objective.name=lambdarnk"],
+            "objective.name = 'lambdarnk': no objective is called so; did you mean 'lambdarank'?",
+        ),
+        (["objective.name=dpo"], "lists.selection.policy = 'top_and_bottom': keeps 4 responses"),
+        (["sampling.temperatures=[]"], "sampling.temperatures = []"),
+        (
+            ["sampling.k=2", "sampling.temperatures=[1, 1, 1]", "lists.selection.policy=all"],
+            "sampling.temperatures has 3 values: sampling.k = 2",
+        ),
+        (["sampling.temperature_by_iteration=[1.0]"], "has 1 values: training.iterations is 2"),
+        (["samplers.max_model_len=223"], "samplers.max_model_len = 223: prompts.max_prompt_tokens + "),
+        (["training.row_tokens=223"], "192 + 32 = 224 must fit into it"),
+        (["training.prompts_per_iteration=193"], "at most prompts.train_count = 192"),
+        (["training.workers=17"], "training.lists_per_step = 16: must be at least training.workers = 17"),
+        (["training.prompts_per_iteration=15"], "must be at most training.prompts_per_iteration = 15"),
+        (["stream.capacity=15"], "must be at most stream.capacity = 15"),
+        (["prompts.tasks={}"], "prompts.tasks = {}"),
+        (["prompts.train_count="], "prompts.train_count is not given"),
+        (["prompts.heldout_count=0"], "evaluation.each_iteration = True"),
+        (["reward.name=ifeval"], "reward.name = 'ifeval': needs constraints"),
+        (["reward.name=reasoning-gym"], "no verifier is called 'reasoning-gym'"),
+        ([*IFEVAL, "reward.name=reasoning_gym"], "scores generated tasks only, but prompts.source is 'ifeval'"),
+        ([*IFEVAL, "prompts.tasks={gcd: {}}"], "only prompts.source = reasoning_gym takes tasks"),
+        (["prompts.columns.prompt=question"], "the bundled set 'reasoning_gym' takes none"),
+        (FILE, "names no text column for 'a.jsonl'"),
+        ([*FILE, "prompts.columns={prompt: p, messages: m}"], "names prompt and messages for 'a.jsonl'"),
+        ([*FILE, "prompts.columns.prompt=p", "reward.name=ifeval"], "without prompts.columns.answer_key"),
+        (["run.name=a/b"], "run.name = 'a/b': must be a plain folder name"),
+        (["run.name=.."], "run.name = '..'"),
+        (['run.name=""'], "run.name = ''"),
+    ],
+)
+def test_constraints_between_knobs(overrides, expected):
+    message = refusal(*overrides)
+    assert expected in message
+    assert message.splitlines()[0] == "recipe quickstart: this configuration cannot run, 1 to change:"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        IFEVAL,
+        [*FILE, "prompts.columns.prompt=p"],
+        ["objective.name=pairwise", "lists.selection.policy=best_vs_worst"],
+        ["objective.name=dpo", "sampling.k=2", "lists.selection.policy=all"],
+        ["lists.selection={policy: best_vs_bottom, bottom: 7}"],
+        ["samplers.max_model_len=224", "training.row_tokens=224"],
+        ["prompts.heldout_count=0", "evaluation.each_iteration=false"],
+        ["run.name=my-run_3.1"],
+    ],
+)
+def test_what_just_fits_is_taken(overrides):
+    load_config("quickstart", overrides)
+
+
+def test_all_constraints_are_listed_together():
+    message = refusal("sampling.k=3", "run.name=a/b", "stream.capacity=1", "objective.name=x")
+    assert message.count("\n  - ") == 4
+
+
+def test_check_config_takes_a_config_of_python():
+    check_config(load_config("quickstart"))
+    with pytest.raises(ConfigError, match=r"prompts\.tasks"):
+        check_config(Config())
+
+
+def test_objective_names_are_those_of_the_registry():
+    assert set(OBJECTIVE_NAMES) == set(OBJECTIVES)
