@@ -15,6 +15,7 @@ from actors.weights import write_durably
 from larpo.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,26 @@ def checkpoint_folder(root: Path, position: int) -> Path:
 
 
 def commit_checkpoint(folder: Path, state: TrainerState) -> None:
-    """Make a written folder count: checksums of all its files and the state, in the manifest, last."""
-    files = {
-        str(path.relative_to(folder)): file_checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    manifest = {"state": asdict(state), "files": files}
-    write_durably(folder / (MANIFEST + ".partial"), json.dumps(manifest).encode())
-    (folder / (MANIFEST + ".partial")).rename(folder / MANIFEST)
+    """Make a written folder count: the state, then the manifest with the checksums of all files, last.
+
+    Raises CheckpointError when the disk is full.
+    """
+    try:
+        for stale in folder.glob(MANIFEST + "*"):  # of a checkpoint at this position that was passed over
+            stale.unlink()
+        write_durably(folder / STATE, json.dumps(asdict(state)).encode())
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {str(path.relative_to(folder)): file_checksum(path) for path in paths}
+        partial = folder / (MANIFEST + ".partial")
+        write_durably(partial, json.dumps({"files": files}).encode())
+        partial.rename(folder / MANIFEST)
+    except OSError as error:
+        raise CheckpointError(unwritten(folder, error)) from error
+
+
+def unwritten(folder: Path, error: Exception) -> str:
+    """What a user reads when a checkpoint could not be written."""
+    return f"could not write the checkpoint {folder}: {error}; the one before is whole. Free disk space, then resume"
 
 
 def newest_checkpoint(root: Path) -> tuple[Path, TrainerState, tuple[str, ...]] | None:
@@ -63,7 +77,7 @@ def newest_checkpoint(root: Path) -> tuple[Path, TrainerState, tuple[str, ...]] 
 
 
 def read_state(folder: Path) -> TrainerState:
-    state: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["state"]
+    state: Mapping[str, Any] = json.loads((folder / STATE).read_text())
     journal = dict(state["journal"])
     journal["consumed"] = {key: tuple(ids) for key, ids in journal["consumed"].items()}
     return TrainerState(**{**state, "journal": Journal(**journal)})

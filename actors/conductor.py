@@ -44,7 +44,6 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
         progress.begin("training", iteration, progress.total, progress.total)
         await cast.wait_trained(iteration)
         await cast.samplers.update()
-        progress.log("weights", {"weights/version": float(cast.samplers.members[0].version)})
         progress.log("iteration", progress.busy(), iteration=iteration)
     return base, await evaluate(cast, progress, training.iterations)
 
@@ -69,6 +68,7 @@ async def align(run: PreparedRun) -> Results:
         finally:
             await cast.stop(reason)
             await asyncio.to_thread(write_report, run.folder)
+        progress.flush()
         telemetry.log("done", results.metrics)
     await asyncio.to_thread(write_report, run.folder)
     return results
@@ -88,7 +88,8 @@ async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None
 async def _watched(cast: Cast, progress: Progress, work: Coroutine[Any, Any, Any]) -> Any:
     """Run `work` while the monitor looks and the trainer trains; an error of any of them ends all, with its cause."""
     main = asyncio.create_task(work)
-    monitor = asyncio.create_task(Monitor(cast, progress, progress.refresh_s).watch())
+    looker = Monitor(cast, progress)
+    monitor = asyncio.create_task(looker.watch())
     try:
         while not main.done():
             watched = {main, monitor} | ({cast.trainer} if cast.trainer and not cast.trainer.done() else set())
@@ -97,7 +98,8 @@ async def _watched(cast: Cast, progress: Progress, work: Coroutine[Any, Any, Any
                 if task is not None and task.done() and not main.done():
                     task.result()  # raises the cause; a trainer that ended well has nothing to say
         result = main.result()
-        await Monitor(cast, progress, progress.refresh_s).look()
+        monitor.cancel()
+        await looker.look()
         return result
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.console_page import RunState, SamplerState, estimate_left, share_done
+from actors.sampler import SamplerStats
 from actors.stream import StreamStatus
 from actors.telemetry import Telemetry
 from larpo.config import Config
@@ -17,6 +18,7 @@ from larpo.errors import PhaseTimeout
 from larpo.run_log import Span, busy_metrics
 
 FAILURES_NAMED = 5  # reward failures that are logged one by one; the rest are counted
+SPAN_S, SPAN_GAP_S = 30.0, 0.3  # longest span that is told as one, and the longest pause within one
 
 
 class Progress:
@@ -38,6 +40,7 @@ class Progress:
         self._tokens: deque[tuple[float, int]] = deque(maxlen=12)
         self.samplers: tuple[SamplerState, ...] = ()
         self._spans: list[Span] = []
+        self._held: dict[tuple[str, str], Span] = {}
         self._share_before: float | None = None  # of the run, done before this session
 
     def begin(self, phase: str, iteration: int, total: int, already: int = 0) -> None:
@@ -53,11 +56,28 @@ class Progress:
         self._telemetry.log(event, metrics, **fields)
 
     def span(self, actor: str, kind: str, start: float, end: float) -> None:
-        self._spans.append(Span(actor, kind, start, end))
-        self._telemetry.log("span", actor=actor, kind=kind, start=start, end=end)
+        """An actor did something; what follows at once on the same is told as one, in pieces of SPAN_S."""
+        held = self._held.get((actor, kind))
+        if held and start - held.end < SPAN_GAP_S and end - held.start < SPAN_S:
+            self._held[actor, kind] = Span(actor, kind, held.start, end)
+            return
+        self._tell(held)
+        self._held[actor, kind] = Span(actor, kind, start, end)
+
+    def flush(self) -> None:
+        """Tell the spans that are held."""
+        for held in self._held.values():
+            self._tell(held)
+        self._held.clear()
+
+    def _tell(self, span: Span | None) -> None:
+        if span is not None:
+            self._spans.append(span)
+            self._telemetry.log("span", **vars(span))
 
     def busy(self) -> dict[str, float]:
         """Busy shares of samplers, reward model and trainer in this session."""
+        self.flush()
         return busy_metrics(self._spans)
 
     def alarm(self, message: str) -> None:
@@ -128,21 +148,31 @@ class Progress:
 
 
 class Monitor:
-    """Asks stream and samplers every `refresh_s` and passes on what they say."""
+    """Asks stream and samplers every `telemetry.refresh_s` and passes on what they say."""
 
-    def __init__(self, cast: Any, progress: Progress, refresh_s: float) -> None:
-        self._cast, self._progress, self._refresh_s = cast, progress, refresh_s
-        self._logged_prompts: dict[str, int] = {}
+    def __init__(self, cast: Any, progress: Progress) -> None:
+        self._cast, self._progress = cast, progress
+        self._flow: dict[str, float] = {}
+        self._restarts = 0
+        self._versions: dict[str, int] = {}
 
     async def watch(self) -> None:
         """Until cancelled. An error of the monitor is the run's: a stream that is gone ends it."""
         while True:
             await self.look()
-            await asyncio.sleep(self._refresh_s)
+            await asyncio.sleep(self._progress.refresh_s)
 
     async def look(self) -> None:
         status = await self._cast.call(self._cast.stream.status, limit_s=120.0)
         self._progress.waiting = status.waiting
+        self._flow = {
+            "stream/lists": float(status.waiting),
+            "stream/producer_wait_seconds": status.producer_wait_seconds,
+            "stream/consumer_wait_seconds": status.consumer_wait_seconds,
+            "sampler/tokens_per_second": self._progress.tokens_per_second or 0.0,
+            "sampler/restarts": float(self._cast.samplers.restarts - self._restarts),
+        }
+        self._restarts = self._cast.samplers.restarts
         self._check_trainer(status)
         for record in status.reports:
             self._pass_on(record)
@@ -166,11 +196,20 @@ class Monitor:
     def _pass_on(self, record: Mapping[str, Any]) -> None:
         for kind, start, end in record["spans"]:
             self._progress.span(f"trainer-{record['rank']}", kind, start, end)
+            if kind == "publish" and record["rank"] == 0:
+                self._progress.log("weights", {"weights/publish_seconds": end - start})
         if "metrics" in record:
-            metrics = {**record["metrics"], "stream/lists": float(self._progress.waiting)}
+            metrics = {**record["metrics"], **self._flow}
             self._progress.step, self._progress.loss = record["step"], metrics["train/loss"]
             fields = {key: record[key] for key in ("step", "iteration", "epoch")}
             self._progress.log("step", metrics, **fields)
+
+    def _log_update(self, name: str, stats: SamplerStats) -> None:
+        """The first look at a sampler under new weights tells how long they took."""
+        if stats.weight_version != self._versions.setdefault(name, 0):
+            self._versions[name] = stats.weight_version
+            seconds = {"weights/pull_seconds": stats.pull_seconds, "weights/pause_seconds": stats.pause_seconds}
+            self._progress.log("weights", {"weights/version": float(stats.weight_version), **seconds})
 
     def _samplers(self) -> None:
         members = self._cast.samplers.members
@@ -179,6 +218,7 @@ class Monitor:
             stats, status = member.stats, member.status
             if stats is not None:
                 tokens += stats.tokens
+                self._log_update(member.name, stats)
                 for kind, start, end in stats.spans:
                     self._progress.span(member.name, kind, start, end)
                 member.stats = None

@@ -38,6 +38,8 @@ class SamplerStats:
     prompts: int
     in_flight: int
     busy_seconds: float
+    pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
+    pause_seconds: float  # of the newest weight update: generation held
     spans: tuple[tuple[str, float, float], ...]
 
 
@@ -49,6 +51,7 @@ class Sampler:
         self._version = 0
         self._tokens = self._prompts = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = 0.0
+        self._pull_seconds = self._pause_seconds = 0.0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
 
@@ -95,13 +98,16 @@ class Sampler:
             return self._version
 
     async def _pull(self, version: int) -> None:
+        started = time.time()
         buckets = await self._store.buckets.remote(version)
         data = await asyncio.gather(*(bucket.reference[0] for bucket in buckets))
         folder = shared_memory_folder()
         pairs = list(zip(buckets, data, strict=True))
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
+        pulled = time.time()
         try:
             await self._engine.update_weights(version, paths)
+            self._pull_seconds, self._pause_seconds = pulled - started, time.time() - pulled
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -115,7 +121,14 @@ class Sampler:
             self._busy_since = now
         spans, self._spans = tuple(self._spans), []
         return SamplerStats(
-            self._version, self._tokens, self._prompts, self._in_flight, self._busy_seconds, spans
+            weight_version=self._version,
+            tokens=self._tokens,
+            prompts=self._prompts,
+            in_flight=self._in_flight,
+            busy_seconds=self._busy_seconds,
+            pull_seconds=self._pull_seconds,
+            pause_seconds=self._pause_seconds,
+            spans=spans,
         )
 
     async def pid(self) -> int:

@@ -8,6 +8,7 @@ on from the newest whole checkpoint.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Rank:
                 case IterationEnd():
                     self._end_iteration(work)
                 case RunEnd():
+                    self._send({})
                     return
             self._position += 1
 
@@ -115,13 +117,13 @@ class Rank:
                 " (training.gap_alarm): check that both run the same weights, dtype and template"
             )
         record = {"step": self._step, "iteration": work.iteration, "epoch": work.epoch, "metrics": metrics}
+        self._send(record if self._rank == 0 else {}, references, alarms)
+
+    def _send(self, record: dict[str, Any], references: dict | None = None, alarms: Sequence[str] = ()) -> None:
+        """A record, and what this rank did since the last one."""
         spans, self._spans = self._spans, []
-        self._call(
-            self._spec.stream.report,
-            {**record, "rank": self._rank, "spans": spans} if self._rank == 0 else {"rank": self._rank, "spans": spans},
-            references,
-            alarms,
-        )
+        report = {**record, "rank": self._rank, "spans": spans}
+        self._call(self._spec.stream.report, report, references or {}, list(alarms))
 
     def _check_bad_steps(self, metrics: dict[str, float]) -> None:
         from larpo.errors import TrainingError
@@ -144,6 +146,7 @@ class Rank:
         self._span("publish", started)
         self._checkpoint(work.position + 1)
         self._publish(folder)
+        self._send({})
         if self._rank == 0:
             self._drop_old_policies(work.iteration + 1)
             self._call(self._spec.stream.trained, work.iteration)
@@ -194,7 +197,7 @@ class Rank:
         self._engine.barrier()
         if self._rank == 0:
             self._call(self._spec.stream.restore, self._journal)
-            self._call(self._spec.stream.report, {"rank": 0, "spans": []}, {}, notes)
+            self._send({}, alarms=notes)
         self._engine.barrier()
 
     def _load_reference(self) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from actors.checkpoints import unwritten
 from actors.stream import StepWork
 from actors.weights import PublishedFolder, encode_bucket, published_tensors, split_into_buckets
 from larpo.attention import attention_implementation
@@ -238,9 +239,7 @@ class TrainerEngine:
         try:
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"could not write the checkpoint {folder}: {error}; the one before is whole. Free space, then resume"
-            ) from error
+            raise CheckpointError(unwritten(folder, error)) from error
 
     def load(self, folder: Path) -> None:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG)

@@ -152,17 +152,20 @@ def write_durably(path: Path, data: Any) -> None:
 
 
 def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucket, Any]]) -> list[Path]:
-    """Check pulled buckets against their checksums and lay them where an engine can map them."""
-    paths = []
-    for number, (bucket, data) in enumerate(buckets):
-        found = checksum(data)
-        if found != bucket.checksum:
-            raise CheckpointError(
-                f"bucket {number} of weight version {version} arrived damaged:"
-                f" its SHA-256 is {found}, published as {bucket.checksum}"
-            )
-        path = folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors"
-        path.write_bytes(memoryview(data))
-        paths.append(path)
+    """Check pulled buckets against their checksums and lay them where an engine can map them; all, or none."""
+    paths: list[Path] = []
+    try:
+        for number, (bucket, data) in enumerate(buckets):
+            found = checksum(data)
+            if found != bucket.checksum:
+                raise CheckpointError(
+                    f"bucket {number} of weight version {version} arrived damaged:"
+                    f" its SHA-256 is {found}, published as {bucket.checksum}"
+                )
+            paths.append(folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors")
+            paths[-1].write_bytes(memoryview(data))
+    except BaseException:
+        for path in paths:  # they may lie in memory
+            path.unlink(missing_ok=True)
+        raise
     return paths
-

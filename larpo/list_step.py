@@ -39,6 +39,7 @@ class ListOutcome:
     """What a step computed of one list, detached: for metrics."""
 
     source: CandidateList
+    rows: int
     loss: float
     log_probs_M: Tensor
     reference_M: Tensor
@@ -158,6 +159,7 @@ def _outcome(item: PackedList, parts: Sequence[PackedLogProbs], objective: Objec
     scores_M = beta * (log_probs_M - reference_M)
     return ListOutcome(
         source=item.source,
+        rows=len(item.rows),
         loss=float(_list_loss(objective, scores_M, item.rewards_M)),
         log_probs_M=log_probs_M.cpu(),
         reference_M=reference_M.cpu(),

@@ -5,7 +5,9 @@ chunk's logits are recomputed in the backward pass, except the last chunk's, whi
 first: so at most one chunk of logits is alive, and a row of one chunk recomputes nothing.
 
 Only modules are called, the backbone and the head, never their weights: parameters that are gathered in the
-hooks of a module (DeepSpeed ZeRO-3) are there when needed, and tied weights get one gradient.
+hooks of a module (DeepSpeed ZeRO-3) are there when needed, and tied weights get one gradient. Such an engine must
+itself wrap a module whose forward calls `packed_log_probs`: ZeRO-3 keeps its books in hooks on the outermost module,
+and rows that go past it get wrong gradients without an error (tried with DeepSpeed 0.19.8, two passes a step).
 
 T tokens of a row, M responses, N response tokens, C tokens of a chunk, B of a block, V vocabulary, H hidden
 size.
@@ -74,21 +76,6 @@ def packed_log_probs(model: PreTrainedModel, row: PackedRow, *, chunk_size: int 
         softcap=getattr(model.config, "final_logit_softcapping", None),
     )
     return PackedLogProbs(log_probs_N, entropies_N, row.response_lengths)
-
-
-class PackedPolicy(nn.Module):
-    """`packed_log_probs` as a module, for what wraps modules: give DeepSpeed this, and call its engine.
-
-    A ZeRO-3 engine keeps its books in hooks on the outermost module. Rows that go past it, straight to the
-    model within, get wrong gradients without an error (tried with DeepSpeed 0.19.8, two passes a step).
-    """
-
-    def __init__(self, model: PreTrainedModel, *, chunk_size: int = 512) -> None:
-        super().__init__()
-        self.model, self.chunk_size = model, chunk_size
-
-    def forward(self, row: PackedRow) -> PackedLogProbs:
-        return packed_log_probs(self.model, row, chunk_size=self.chunk_size)
 
 
 def plain_log_probs(model: PreTrainedModel, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:

@@ -73,7 +73,7 @@ def _list_sums(outcome: ListOutcome) -> dict[str, float]:
         "lists": 1,
         "loss": outcome.loss,
         "tokens": tokens + len(outcome.source.prompt_token_ids),
-        "rows": 1,
+        "rows": outcome.rows,
         "response_tokens": tokens,
         "kl": float((outcome.log_probs_M - outcome.reference_M).sum()),
         "entropy": float(outcome.token_entropies_N.sum()),

@@ -54,7 +54,10 @@ def tiny_model():
         config = CONFIGS[family]() if isinstance(family, str) else family
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
-    return make
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # On a busy machine, threads that wait for one another take longer than the work.
+    yield make
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

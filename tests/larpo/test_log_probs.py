@@ -15,7 +15,6 @@ from transformers import (
 from larpo.attention import SEGMENTS, _additive_mask, attention_implementation, packed_attention_mask
 from larpo.errors import ConfigError
 from larpo.log_probs import (
-    PackedPolicy,
     check_packed,
     chunked_log_probs,
     packed_log_probs,
@@ -101,12 +100,6 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, random_list, family)
     model.train()
     actual = gradients(model, packed_log_probs(model, row).log_probs_M)
     torch.testing.assert_close(actual, expected)
-
-
-def test_the_policy_module_is_the_function(tiny_model, random_list):
-    row = pack_list(*random_list(4))
-    policy = PackedPolicy(tiny_model("qwen2", SEGMENTS), chunk_size=8)
-    torch.testing.assert_close(policy(row).log_probs_M, packed_log_probs(policy.model, row).log_probs_M)
 
 
 def test_a_list_split_into_rows_has_the_same_log_probabilities(tiny_model, random_list):
@@ -279,18 +272,12 @@ def test_the_rule_written_out():
     torch.testing.assert_close(_additive_mask(row, None, torch.float32)[0, 0] == 0, expected)
     # A window of 2 counts positions: the second response's first token still sees the last prompt token.
     windowed = _additive_mask(row, 2, torch.float32)[0, 0] == 0
-    assert [line.nonzero().flatten().tolist() for line in windowed] == [
-        [0],
-        [0, 1],
-        [1, 2],
-        [2, 3],
-        [3, 4],
-        [2, 5],
-        [5, 6],
-    ]
+    seen_ids = [line.nonzero().flatten().tolist() for line in windowed]
+    assert seen_ids == [[0], [0, 1], [1, 2], [2, 3], [3, 4], [2, 5], [5, 6]]
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flex_attention_equals_eager_on_a_gpu(tiny_model, random_list, family):
     prompt, responses = random_list(10)

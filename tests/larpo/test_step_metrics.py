@@ -1,0 +1,86 @@
+"""Metrics of a step, from outcomes small enough to compute by hand."""
+
+import pytest
+import torch
+
+from larpo.list_step import ListOutcome
+from larpo.step_metrics import SUMS, rank_sums, step_metrics
+from larpo.types import VersionSpan
+
+
+@pytest.fixture
+def outcome(make_list):
+    """Two responses, of 2 tokens (better) and 1 token, with log-probabilities that the policy has moved."""
+    item = make_list(0, (2, 1), rewards=(1.0, 0.0))  # the sampler gave -0.5 a token
+
+    def make(scores=(0.3, 0.1), source=item, loss=0.5, rows=1):
+        return ListOutcome(
+            source=source,
+            rows=rows,
+            loss=loss,
+            log_probs_M=torch.tensor([-1.0, -0.7]),
+            reference_M=torch.tensor([-1.6, -0.9]),
+            scores_M=torch.tensor(scores),
+            token_log_probs_N=torch.tensor([-0.4, -0.6, -0.7]),
+            token_entropies_N=torch.tensor([1.0, 2.0, 3.0]),
+        )
+
+    return make
+
+
+def metrics_of(outcomes, version=0, on_policy=True):
+    sums, stalest = rank_sums(outcomes, version)
+    return step_metrics(sums, stalest, on_policy=on_policy)
+
+
+def test_metrics_of_one_list(outcome):
+    metrics = metrics_of([outcome()])
+    assert metrics == pytest.approx(
+        {
+            "train/lists": 1,
+            "train/tokens": 4 + 2 + 1,  # the prompt once
+            "train/rows": 1,
+            "train/loss": 0.5,
+            "train/kl_to_reference": (0.6 + 0.2) / 3,
+            "train/entropy": (1 + 2 + 3) / 3,
+            "train/score_gap": 0.3 - 0.1,
+            "train/ranking_accuracy": 1.0,
+            "train/staleness_mean": 0.0,
+            "train/staleness_max": 0.0,
+            "train/log_prob_gap": (0.1 + 0.1 + 0.2) / 3,
+        }
+    )
+
+
+def test_means_are_over_all_lists_of_all_ranks(outcome):
+    ranks = [[outcome(loss=1.0), outcome(scores=(0.0, 0.2), loss=4.0)], [outcome(loss=1.0, rows=2)], []]
+    added = {name: sum(rank_sums(rank, 0)[0][name] for rank in ranks) for name in SUMS}
+    metrics = step_metrics(added, 0.0, on_policy=True)
+    assert metrics == pytest.approx(metrics_of([item for rank in ranks for item in rank]))
+    assert metrics["train/loss"] == pytest.approx((1 + 4 + 1) / 3)
+    assert metrics["train/ranking_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["train/rows"] == 1 + 1 + 2
+
+
+def test_staleness_counts_from_the_oldest_span_and_spares_remembered_candidates(outcome, make_list):
+    item = make_list(0, (2, 1), rewards=(1.0, 0.0))
+    spans = (VersionSpan(0, 1, 3), VersionSpan(1, 2, 5))
+    fresh, other = item.candidates[0].replace(versions=spans), item.candidates[1].replace(origin="remembered")
+    metrics = metrics_of([outcome(source=item.replace(candidates=(fresh, other)))], version=7)
+    assert metrics["train/staleness_mean"] == metrics["train/staleness_max"] == 7 - 3
+    assert metrics["train/log_prob_gap"] == pytest.approx((0.1 + 0.1) / 2)  # the remembered one is not the sampler's
+
+
+def test_the_gap_has_another_name_once_the_policy_has_moved(outcome):
+    metrics = metrics_of([outcome()], on_policy=False)
+    assert metrics["train/policy_gap"] == pytest.approx(0.4 / 3)
+    assert "train/log_prob_gap" not in metrics
+
+
+def test_equal_rewards_are_no_pair(outcome, make_list):
+    metrics = metrics_of([outcome(source=make_list(0, (2, 1), rewards=(1.0, 1.0)))])
+    assert metrics["train/ranking_accuracy"] == 0.0
+
+
+def test_a_step_without_lists_has_zeros():
+    assert set(metrics_of([]).values()) == {0.0}
