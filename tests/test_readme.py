@@ -1,0 +1,50 @@
+"""The README stays true: its map names every module, its commands parse, its files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from larpo.recipe import bundled_recipes
+from scripts.align import parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("room", ["larpo", "actors", "scripts"])
+def test_the_map_names_every_module(room):
+    listed = README.split(f"\n{room}/", 1)[1].split("\n\n")[0]
+    block = listed.split("/  ", 1)[0] if "/  " in listed else listed
+    named = set(re.findall(r"^  (\w+\.py)", block, flags=re.MULTILINE))
+    there = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+    assert there - named == set()
+
+
+def test_the_map_names_nothing_that_is_gone():
+    modules = re.findall(r"^  (\w+\.py) ", README, flags=re.MULTILINE)
+    there = {path.name for room in ("larpo", "actors", "scripts") for path in (ROOT / room).glob("*.py")}
+    assert set(modules) - there == set()
+
+
+def test_every_align_command_parses():
+    commands = re.findall(r"^python -m scripts\.align ([^#\n]*)", README, flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        words = [word.strip("[]").replace("...", "") for word in command.split()]
+        parser().parse_args([word for word in words if word])
+
+
+def test_every_bundled_recipe_is_in_the_table():
+    for recipe in bundled_recipes():
+        assert f"| `{recipe}` |" in README
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z][a-z-]+)", README)) - {"and"} <= targets
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target
