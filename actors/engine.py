@@ -134,17 +134,18 @@ class Engine:
         return [_sample(output) for output in outputs]
 
     async def update_weights(self, version: int, bucket_files: Sequence[Path]) -> None:
-        """Swap weights under running requests: they are paused, kept, and go on under the new version."""
+        """Swap weights under running requests: they are paused, kept, and go on under the new version.
+
+        After an error the engine stays paused, for its weights are neither the old nor the new: replace it.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.pause_generation(mode="keep")
-        try:
-            await self._llm.start_weight_update()
-            for path in bucket_files:
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
-            await self._llm.finish_weight_update(weight_version=str(version))
-        finally:
-            await self._llm.resume_generation()
+        await self._llm.start_weight_update()
+        for path in bucket_files:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+        await self._llm.finish_weight_update(weight_version=str(version))
+        await self._llm.resume_generation()
 
     async def weight_version(self) -> int:
         return int(await self._llm.get_weight_version())
@@ -164,7 +165,6 @@ def _sample(output: Any) -> Sample:
     token_ids = tuple(output.token_ids)
     log_probs = tuple(step[token].logprob for step, token in zip(output.logprobs, token_ids, strict=True))
     versions = tuple(
-        VersionSpan(start=span.start, end=span.end, version=int(span.version))
-        for span in output.weight_versions or ()
+        VersionSpan(start=span.start, end=span.end, version=int(span.version)) for span in output.weight_versions or ()
     )
     return Sample(output.text, token_ids, log_probs, output.finish_reason, versions)

@@ -51,7 +51,8 @@ class SamplerPool:
         self._restarts = 0
         self.members: list[Member] = []
         self._changed = asyncio.Condition()
-        self._failed: SamplerError | PhaseTimeout | None = None
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._failed: SamplerError | None = None
 
     @property
     def slots(self) -> int:
@@ -96,11 +97,11 @@ class SamplerPool:
             except TimeoutError:
                 reason = f"no answer within the lease of {self._samplers.lease_s:g} s (samplers.lease_s)"
                 reasons.append(f"{member.name}: {reason}")
-                await self._replace(member, actor, reason)
+                self._replace(member, actor, reason)
             except Exception as error:
                 reasons.append(f"{member.name}: {error}")
                 if _is_death(error) or await self._is_broken(actor):
-                    await self._replace(member, actor, str(error))
+                    self._replace(member, actor, str(error))
             finally:
                 await self._release(member)
         raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))
@@ -129,31 +130,36 @@ class SamplerPool:
             return True
         return False
 
-    async def _replace(self, member: Member, actor: Any, reason: str) -> None:
-        """Put a new actor in the place of one that ended; the first caller to notice does it."""
+    def _replace(self, member: Member, actor: Any, reason: str) -> None:
+        """Put a new actor in the place of one that ended, in the background; the first caller to notice does it."""
         if member.actor is not actor or not member.ready.is_set():
             return
         member.ready.clear()
         member.status = "restarting"
-        self._on_failure(member.name, reason)
-        try:
-            await self._restart(member, reason)
-        except (SamplerError, PhaseTimeout) as error:
-            async with self._changed:  # whoever waits for a sampler hears of it
-                self._failed = error
-                self._changed.notify_all()
-            raise
+        task = asyncio.create_task(self._restart(member, reason))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
 
     async def _restart(self, member: Member, reason: str) -> None:
-        self._restarts += 1
-        if self._restarts > self._samplers.max_restarts:
-            raise SamplerError(
-                f"samplers died {self._restarts} times, over the limit of {self._samplers.max_restarts}"
-                f" (samplers.max_restarts); the last, {member.name}: {reason}"
-            )
-        self._kill(member.actor)
-        member.actor = self._spawn(member.name)
-        await self._start(member)
+        """Start new actors until one runs; past the limit, whoever waits for a sampler hears why."""
+        limit = self._samplers.max_restarts
+        while not member.ready.is_set():
+            self._on_failure(member.name, reason)
+            self._restarts += 1
+            if self._restarts > limit:
+                async with self._changed:
+                    self._failed = SamplerError(
+                        f"samplers died {self._restarts} times, over the limit of {limit} (samplers.max_restarts);"
+                        f" the last, {member.name}: {reason}"
+                    )
+                    self._changed.notify_all()
+                return
+            try:
+                self._kill(member.actor)
+                member.actor = self._spawn(member.name)
+                await self._start(member)
+            except Exception as error:
+                reason = str(error)
 
     async def update(self) -> None:
         """Every sampler pulls the newest weights; one that cannot is replaced, and starts with them."""
@@ -167,10 +173,12 @@ class SamplerPool:
             member.status = "ready"
         except Exception as error:
             reason = str(error) or f"no weight update within {limit:g} s (timeouts.weights_s)"
-            await self._replace(member, actor, reason)
+            self._replace(member, actor, reason)
 
     async def poll(self) -> None:
-        """Refresh `stats` of each member; one whose engine has died is replaced."""
+        """Refresh `stats` of each member; one whose engine has died is replaced. Raises what ended the pool."""
+        if self._failed:
+            raise self._failed
         for member in self.members:
             if not member.ready.is_set():
                 continue
@@ -181,7 +189,7 @@ class SamplerPool:
             except TimeoutError:
                 continue  # busy in a blocking call: the leases decide
             except Exception as error:
-                await self._replace(member, actor, str(error))
+                self._replace(member, actor, str(error))
 
 
 async def _result(reference: Awaitable[Any]) -> Any:

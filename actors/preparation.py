@@ -16,6 +16,7 @@ from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.types import Prompt
+from larpo.verifiers import verifier_version
 
 CONFIG_FILE = "config.yaml"
 
@@ -60,6 +61,9 @@ def new_run(recipe: str, overrides: Sequence[str]) -> tuple[Config, Path]:
         raise DataError(
             f"{folder} already holds another run; choose another run.name, or go on with that one: --resume"
         )
+    above = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"run.output_dir = {config.run.output_dir!r}: no folder can be made in {above}; give another")
     return config, folder.resolve()
 
 
@@ -87,6 +91,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
 
     Raises ConfigError or DataError naming what cannot be used.
     """
+    verifier_version(config.reward.name)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
     tokenizer = load_tokenizer(policy.path, config.policy.trust_remote_code)
@@ -110,7 +115,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     notes = list(sets.notes) + list(policy.notes)
     if too_long:
         notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
-    _check_counts(config, len(train))
+    _check_counts(config, len(train), len(long_train))
     return PreparedRun(
         config=config,
         name=folder.name,
@@ -133,11 +138,12 @@ def _generation_config(model: Path) -> Any:
     return GenerationConfig.from_pretrained(model) if (model / "generation_config.json").is_file() else None
 
 
-def _check_counts(config: Config, train: int) -> None:
-    wanted = config.training.prompts_per_iteration
+def _check_counts(config: Config, train: int, too_long: int) -> None:
+    wanted, limit = config.training.prompts_per_iteration, config.prompts.max_prompt_tokens
     if train < wanted:
+        left_out = f" ({too_long} are longer than prompts.max_prompt_tokens = {limit})" if too_long else ""
         raise DataError(
-            f"{train} training prompts are left, and an iteration draws {wanted}"
+            f"{train} training prompts are left{left_out}, and an iteration draws {wanted}"
             " (training.prompts_per_iteration), each at most once: lower it, or give more prompts"
         )
 
@@ -152,4 +158,3 @@ def create_folder(run: PreparedRun) -> None:
     partial = run.folder / (CONFIG_FILE + ".partial")
     partial.write_text(text)
     partial.rename(run.folder / CONFIG_FILE)
-

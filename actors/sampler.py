@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.engine import Engine, EngineOptions, Sample
-from actors.weights import write_bucket_files
+from actors.weights import Bucket, write_bucket_files
 from larpo.types import Candidate
 
 
@@ -89,17 +89,16 @@ class Sampler:
     async def update(self) -> int:
         """Pull the newest weights and swap them in under running requests; returns the version now in use."""
         async with self._updating:
-            version = await self._store.newest.remote()
+            version, buckets = await self._store.newest_buckets.remote()
             if version != self._version:
                 started = time.time()
-                await self._pull(version)
+                await self._pull(version, buckets)
                 self._version = version
                 self._spans.append(("update", started, time.time()))
             return self._version
 
-    async def _pull(self, version: int) -> None:
+    async def _pull(self, version: int, buckets: Sequence[Bucket]) -> None:
         started = time.time()
-        buckets = await self._store.buckets.remote(version)
         data = await asyncio.gather(*(bucket.reference[0] for bucket in buckets))
         folder = shared_memory_folder()
         pairs = list(zip(buckets, data, strict=True))

@@ -100,6 +100,7 @@ class ListStream:
         self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
         self._changed = asyncio.Condition()
         self._restored = False
+        self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._dropped: dict[str, int] = {}
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = {"producer": 0.0, "consumer": 0.0}
@@ -194,6 +195,7 @@ class ListStream:
             self._queue.clear()
             self._dropped = {}
             self._restored = True
+            self._rollbacks += 1
             if self._epoch > 0:
                 self._start_epoch(self._epoch)
             else:
@@ -205,11 +207,15 @@ class ListStream:
 
         Raises PhaseTimeout when no list came in time, TrainingError when the conductor failed.
         """
-        started = time.monotonic()
+        started, rollbacks = time.monotonic(), self._rollbacks
         self._asking += 1
         try:
             async with self._changed:
-                await self._wait(lambda: position in self._works or self._ready(), "lists", timeout_s)
+                await self._wait(
+                    lambda: self._rollbacks > rollbacks or position in self._works or self._ready(), "lists", timeout_s
+                )
+                if self._rollbacks > rollbacks:
+                    raise RuntimeError(f"rank {rank} waited at position {position} while the stream was rolled back")
                 work, lists = self._work_at(position)
         finally:
             self._asking -= 1

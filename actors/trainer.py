@@ -139,7 +139,7 @@ class Rank:
     def _end_iteration(self, work: IterationEnd) -> None:
         started = time.time()
         self._journal = work.journal
-        version = 1 + max(self._version, self._call(self._spec.store.newest), self._newest_folder_version())
+        version = self._next_version()
         folder = policy_folder(Path(self._spec.run_dir), work.iteration + 1)
         self._engine.write_policy(folder, version)
         self._version, self._since_publish = version, 0
@@ -212,17 +212,19 @@ class Rank:
         self._reference_name = name
         self._engine.load_reference(weights)
 
-    def _newest_folder_version(self) -> int:
+    def _next_version(self) -> int:
+        """A number that no publication has had; the ranks agree on it before one of them writes a folder."""
         from actors.weights import published_version
 
-        folders = self._spec.checkpoints.glob("policy-*/manifest.json")
-        return max((published_version(path.parent) for path in folders), default=0)
+        folders = self._spec.checkpoints.glob("policy-*[0-9]/manifest.json")  # one cut off ends in .partial
+        versions = [published_version(path.parent) for path in folders]
+        return 1 + self._engine.maximum([max(self._version, self._call(self._spec.store.newest), *versions)])[0]
 
     def _drop_old_policies(self, iteration: int) -> None:
-        """Keep this iteration's behaviour policy and the one before, for a checkpoint that has to be passed over."""
+        """Keep the behaviour policies that the kept checkpoints go on from: an iteration ends with one at least."""
         import shutil
 
-        for old in range(1, iteration - 1):
+        for old in range(1, iteration + 1 - self._config.checkpoints.keep):
             shutil.rmtree(policy_folder(Path(self._spec.run_dir), old), ignore_errors=True)
 
     @property

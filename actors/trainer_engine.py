@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from actors.checkpoints import unwritten
 from actors.stream import StepWork
@@ -32,21 +35,56 @@ from larpo.objectives import get_objective
 from larpo.packing import PackedRow
 from larpo.policy import load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
-from larpo.types import Candidate, CandidateList
+from larpo.types import Candidate, CandidateList, stable_hash
 
 TAG = "engine"
 
 
 class PackedScorer(torch.nn.Module):
-    """A causal language model that scores a packed row in its forward pass: what DeepSpeed wraps and hooks into."""
+    """A causal language model that scores a packed row in its forward pass: what DeepSpeed wraps and hooks into.
+
+    Every pass calls the output head `head_calls` times at least, on no tokens if need be: under ZeRO-3 each call of a
+    module is collective, and rows have more chunks or fewer.
+    """
+
+    model: Any
 
     def __init__(self, model: torch.nn.Module, chunk_tokens: int) -> None:
         super().__init__()
         self.model, self.chunk_tokens = model, chunk_tokens
+        self.head_calls = 1
 
     def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        result = packed_log_probs(self.model, row, chunk_size=self.chunk_tokens)  # type: ignore[arg-type]
+        backbone = partial(self._backbone, self.head_calls - self.chunks_of(row))
+        model: Any = SimpleNamespace(
+            base_model=backbone,
+            get_output_embeddings=self.model.get_output_embeddings,
+            config=self.model.config,
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
+        result = packed_log_probs(model, row, chunk_size=self.chunk_tokens)
         return result.token_log_probs_N, result.token_entropies_N
+
+    def chunks_of(self, row: PackedRow) -> int:
+        return -(-sum(row.response_lengths) // self.chunk_tokens)
+
+    def _backbone(self, empty_calls: int, **inputs: Any) -> Any:
+        """The model's, and then calls of the head on nothing.
+
+        In the backward pass they gather the head as often as a chunk does, and when it does: once to repeat the call,
+        because what comes after it (here `exp`) asks for its result, and once for the gradient.
+        """
+        output, head = self.model.base_model(**inputs), self.model.get_output_embeddings()
+
+        def zero(hidden_0H: Tensor) -> Tensor:
+            return head(hidden_0H).exp().sum()
+
+        for _ in range(empty_calls):
+            hidden_0H = output.last_hidden_state[0, :0]
+            nothing = checkpoint(zero, hidden_0H, use_reentrant=False, preserve_rng_state=False)
+            output.last_hidden_state = output.last_hidden_state + nothing
+        return output
 
 
 class TrainerEngine:
@@ -67,7 +105,7 @@ class TrainerEngine:
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = self._deepspeed(model)
-        self._reference: torch.nn.Module | None = None
+        self._reference: Any = None
 
     def _load_model(self) -> Any:
         policy = self._config.policy
@@ -102,6 +140,9 @@ class TrainerEngine:
         )
         if hasattr(engine.optimizer, "check_grad_overflow"):
             engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
+        if hasattr(engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of zeros:
+            engine.optimizer.state.clear()  # AdamW would count it, and has decayed the weights
+            engine.optimizer.refresh_fp32_params()
         return engine
 
     @property
@@ -145,8 +186,9 @@ class TrainerEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        torch.manual_seed(stable_hash(self._config.run.seed, self._rank, work.position))  # the same after a restart
         lists, computed = self._packed(work.lists, reference_name)
-        passes = PassCounts(*self._maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
+        passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
         outcomes = step_lists(
             self._score,
             lists,
@@ -156,10 +198,9 @@ class TrainerEngine:
             passes=passes,
             backward=self._backward,
         )
-        bad = self._maximum([float(any(not _finite(outcome.loss) for outcome in outcomes))])[0] > 0
-        norm, applied = self._apply(bad)
+        norm, applied = self._apply()
         sums, stalest = rank_sums(outcomes, version)
-        metrics = step_metrics(self._sum(sums), self._maximum([stalest])[0], on_policy=on_policy)
+        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy)
         metrics |= {
             "train/grad_norm": norm,
             "train/learning_rate": rate,
@@ -169,19 +210,21 @@ class TrainerEngine:
         return metrics, computed
 
     def _backward(self, loss: Tensor, last: bool) -> None:
+        """A loss that is not finite gets a gradient that is not, so that `_apply` skips the step on every rank."""
+        finite = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss)
+        self._engine.backward(loss * finite)
 
-    def _apply(self, bad: bool) -> tuple[float, bool]:
-        """Take the optimizer step unless loss or gradient is not finite; returns (gradient norm, whether it was taken).
+    def _apply(self) -> tuple[float, bool]:
+        """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
 
-        ZeRO's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
+        DeepSpeed's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
         """
-        zero = self._config.training.zero_stage > 0 or self._config.policy.dtype == "bfloat16"
-        if not zero:
+        checked = self._config.training.zero_stage > 0 or self._config.policy.dtype == "bfloat16"
+        if not checked:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            if bad or not _finite(norm):
+            if not _finite(norm):
                 self._engine.zero_grad()
                 return norm, False
             self._engine.step()
@@ -197,6 +240,7 @@ class TrainerEngine:
         packed: list[PackedList] = []
         computed: dict[str, tuple[float, str]] = {}
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
+        empty_passes = self._agree_on_passes([row for item_rows in rows for row in item_rows])
         for item, item_rows in zip(lists, rows, strict=True):
             reference_M = stored_reference(item.candidates, reference_name)
             if reference_M is None or self._config.training.zero_stage == 3:
@@ -207,11 +251,23 @@ class TrainerEngine:
                 }
             rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
             packed.append(PackedList(item, item_rows, rewards_M, reference_M))
-        if self._config.training.zero_stage == 3:  # a forward pass is collective there: every rank makes as many
-            mine = sum(len(item_rows) for item_rows in rows)
-            for _ in range(mine, int(self._maximum([mine])[0])):
-                self._reference_of((empty_row(),))
+        for _ in range(empty_passes):
+            self._reference_of((empty_row(),))
         return packed, computed
+
+    def _agree_on_passes(self, rows: list[PackedRow]) -> int:
+        """Under ZeRO-3, where each call of a module is collective, every rank makes as many passes of as many calls.
+
+        Returns the empty passes that this rank has to make beside its rows.
+        """
+        if self._config.training.zero_stage < 3:
+            return 0
+        assert self._reference is not None
+        chunks = [self._engine.module.chunks_of(row) for row in rows]
+        passes, head_calls = self.maximum([len(rows), max(chunks, default=1)])
+        for engine in (self._engine, self._reference):
+            engine.module.head_calls = head_calls
+        return passes - len(rows)
 
     def _reference_of(self, rows: tuple) -> Tensor:
         reference = self._reference
@@ -227,9 +283,7 @@ class TrainerEngine:
         for names in split_into_buckets(sizes, self._config.weights.bucket_mib * 2**20):
             with self._gathered([parameters[name] for name in names]):
                 if target is not None:
-                    target.add(
-                        encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names})
-                    )
+                    target.add(encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names}))
         if target is not None:
             target.close()
         self.barrier()
@@ -260,7 +314,8 @@ class TrainerEngine:
         torch.distributed.all_reduce(values)
         return dict(zip(SUMS, values.tolist(), strict=True))
 
-    def _maximum(self, numbers: list) -> list:
+    def maximum(self, numbers: list) -> list:
+        """The largest of each number over all ranks."""
         values = torch.tensor(numbers, dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         return [type(number)(value) for number, value in zip(numbers, values.tolist(), strict=True)]
@@ -277,8 +332,12 @@ def _result(scorer: Callable[[PackedRow], tuple[Tensor, Tensor]], row: PackedRow
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32."""
+    """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32.
+
+    Without ZeRO it can sum the gradients of bfloat16 weights in bfloat16 only.
+    """
     training = config.training
+    summed_in = "bf16" if config.policy.dtype == "bfloat16" and training.zero_stage == 0 else "fp32"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -286,7 +345,7 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         "gradient_clipping": training.optimizer.clip_norm,
         "zero_optimization": {"stage": training.zero_stage},
         "bf16": {"enabled": config.policy.dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
+        "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,
     }
 

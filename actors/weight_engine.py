@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engine import BACKEND
@@ -65,9 +66,19 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        pack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         pass
+
+
+def pack_tied_heads(model: torch.nn.Module) -> None:
+    """An output head tied to the embedding loads nothing itself, but CPU kernels hold a packed copy: pack it anew."""
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def die_with_parent() -> None:

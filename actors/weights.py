@@ -62,6 +62,10 @@ class WeightStore:
         """The newest version; 0, the model that the samplers were started with, before any publication."""
         return max(self._versions, default=0)
 
+    def newest_buckets(self) -> tuple[int, tuple[Bucket, ...]]:
+        """The newest version and its buckets, in one call: no publication can come between."""
+        return self.newest(), self._versions.get(self.newest(), ())
+
     def buckets(self, version: int) -> tuple[Bucket, ...]:
         """Buckets of a version; raises CheckpointError when it is not kept any more."""
         if version not in self._versions:
@@ -128,11 +132,11 @@ def read_buckets(folder: Path) -> Iterator[Any]:
 
 
 def published_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters of a published folder, by name."""
+    """All parameters of a published folder, in one order for every process: a bucket's by name."""
     from safetensors.torch import load
 
     for data in read_buckets(folder):
-        yield from load(data.tobytes()).items()
+        yield from sorted(load(data.tobytes()).items())
 
 
 def published_version(folder: Path) -> int:

@@ -122,9 +122,7 @@ def step_lists(
     return outcomes
 
 
-def _score_split_lists(
-    policy: Scorer, lists: Sequence[PackedList], beta: float, passes: int
-) -> dict[int, Tensor]:
+def _score_split_lists(policy: Scorer, lists: Sequence[PackedList], beta: float, passes: int) -> dict[int, Tensor]:
     """Scores [M] of the lists that have several rows, by their number."""
     scores, made = {}, 0
     for number, item in enumerate(lists):

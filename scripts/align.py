@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     try:
         return _run(options)
     except (ConfigError, DataError) as error:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from actors.preparation import new_run, prepare, resumed_run
+    from actors.preparation import CONFIG_FILE, new_run, prepare, resumed_run
 
     if options.resume is not None:
         overrides = [text for text in (options.recipe, *options.overrides) if text]
@@ -52,16 +52,19 @@ def _run(options: argparse.Namespace) -> int:
         config, folder = new_run(options.recipe, options.overrides)
     run = prepare(config, folder, resumed=options.resume is not None)
     if options.dry_run:
+        from actors.placement import check_machine
         from actors.plan import describe
 
         print(describe(run))
+        check_machine(config)
         return 0
     from actors.conductor import run_to_end
 
     try:
         results = run_to_end(run)
     except BaseException:
-        print(f"go on with: python -m scripts.align --resume {run.folder}", file=sys.stderr)
+        if (run.folder / CONFIG_FILE).is_file():
+            print(f"go on with: python -m scripts.align --resume {run.folder}", file=sys.stderr)
         raise
     print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
     print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")

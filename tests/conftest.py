@@ -17,6 +17,14 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
+def wider_policy(tmp_path_factory) -> Path:
+    """The same with matrices of 0.1 to 0.3M parameters, which ZeRO-3 does not keep gathered as it does smaller ones."""
+    folder = tmp_path_factory.mktemp("policy") / "wider"
+    make_tiny_policy(folder, hidden_size=512, intermediate_size=512, num_attention_heads=16)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory) -> Path:
     """A random Llama of 0.4M parameters, one token a byte, that transformers and vLLM load; float32, 4 heads of 32."""
     folder = tmp_path_factory.mktemp("policy") / "tiny"
@@ -24,7 +32,7 @@ def tiny_policy(tmp_path_factory) -> Path:
     return folder
 
 
-def make_tiny_policy(folder: Path) -> None:
+def make_tiny_policy(folder: Path, **sizes: int) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -34,10 +42,7 @@ def make_tiny_policy(folder: Path) -> None:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            **{"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4} | sizes,
             num_key_value_heads=2,
             max_position_embeddings=512,
             initializer_range=0.1,
@@ -88,3 +93,36 @@ def local_ray():
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_list():
+    """`make_list(number, lengths, rewards)`: a ranked list with responses of these lengths in tokens."""
+    import random
+
+    from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
+
+    def make(number: int, lengths=(7, 3), rewards=None, iteration: int = 0, vocabulary: int = 200) -> CandidateList:
+        draw = random.Random(1000 * iteration + number)
+        prompt = Prompt(f"p{number}", (Message("user", f"question {number}"),))
+        key = list_id(iteration, prompt.id)
+        candidates = tuple(
+            Candidate(
+                id=f"{key}/{index}",
+                text=f"answer {number} {index}",
+                token_ids=tuple(draw.randrange(vocabulary) for _ in range(length)),
+                log_probs=(-0.5,) * length,
+                finish_reason="stop",
+                temperature=1.0,
+                origin="sampled",
+                iteration=iteration,
+                versions=(VersionSpan(0, length, 0),),
+                reward=float(len(lengths) - index) if rewards is None else rewards[index],
+                reward_fingerprint="toy",
+            )
+            for index, length in enumerate(lengths)
+        )
+        prompt_ids = tuple(draw.randrange(vocabulary) for _ in range(4 + number % 3))
+        return CandidateList(key, iteration, prompt, prompt_ids, candidates)
+
+    return make

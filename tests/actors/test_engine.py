@@ -20,7 +20,7 @@ from larpo.policy import load_policy, load_tokenizer, prepare_policy
 from larpo.types import Message, Prompt, VersionSpan
 
 FLOAT32_BOUND = 1e-4  # nats, the worst token
-BF16_MEAN_BOUND, BF16_WORST_BOUND = 0.05, 1.0  # nats, mean and worst token
+BF16_MEAN_BOUND, BF16_WORST_BOUND = 0.08, 2.0  # nats, mean and worst token
 BUCKET_BYTES = 100_000  # cuts the tiny policy's layers apart, so that buckets end within them
 
 
@@ -78,21 +78,21 @@ def publish(house, tiny_policy, tmp_path):
     return make
 
 
-def other_model(folder, seed):
+def other_model(folder, seed, dtype="float32", noise=0.05):
     """The folder's model with noise on every weight."""
-    model = load_policy(folder, dtype="float32")
+    model = load_policy(folder, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     return model
 
 
-def write_policy(folder, version, model):
+def write_policy(folder, version, model, bucket_bytes=BUCKET_BYTES):
     parameters = dict(model.named_parameters())
     sizes = {name: parameter.nbytes for name, parameter in parameters.items()}
     target = PublishedFolder(folder, version)
-    for names in split_into_buckets(sizes, BUCKET_BYTES):
+    for names in split_into_buckets(sizes, bucket_bytes):
         target.add(encode_bucket({name: parameters[name].detach() for name in names}))
     target.close()
     return folder
@@ -170,9 +170,7 @@ def test_a_stop_string_ends_a_response_and_is_not_in_its_text(house, prompt_ids,
 def test_a_stop_token_ends_a_response_and_stays_in_its_tokens(house, prompt_ids, tiny_policy):
     (free,) = house.get(house.sampler.sample.remote(task(prompt_ids, ((0.0, 1),), 12)))
     end = free.token_ids[6]
-    (stopped,) = house.get(
-        house.sampler.sample.remote(task(prompt_ids, ((0.0, 1),), 12, stop_token_ids=(end,)))
-    )
+    (stopped,) = house.get(house.sampler.sample.remote(task(prompt_ids, ((0.0, 1),), 12, stop_token_ids=(end,))))
     assert stopped.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
     assert stopped.finish_reason == "stop"
 
@@ -182,7 +180,7 @@ def test_a_stop_token_ends_a_response_and_stays_in_its_tokens(house, prompt_ids,
 
 def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp_path):
     """Running requests go on under the new weights, and the sampler is then what a fresh engine would be."""
-    before, old = house.get(house.sampler.update.remote()), current_model(house, tiny_policy, tmp_path)
+    before, old = house.get(house.sampler.update.remote()), current_model(house, tiny_policy)
     first = greedy(house, prompt_ids)
     running = [house.sampler.sample.remote(task(prompt_ids, ((1.0, 16),), 300, key=f"{n}")) for n in range(8)]
     house.wait(running, num_returns=1)
@@ -213,7 +211,7 @@ def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp
     kill(fresh)
 
 
-def current_model(house, tiny_policy, tmp_path):
+def current_model(house, tiny_policy):
     """The model of the newest published weights, from the store's own buckets."""
     from safetensors.torch import load
 
@@ -260,19 +258,32 @@ def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt
 
 
 @pytest.mark.slow
-def test_log_probs_of_smollm2_in_bf16_are_the_trainers(place, local_ray, tmp_path_factory, pytestconfig):
+def test_log_probs_of_smollm2_in_bf16_are_the_trainers_before_and_after_an_update(
+    place, local_ray, tmp_path, pytestconfig
+):
     policy = prepare_policy(Policy(), pytestconfig.cache.mkdir("policies"))
     model, tokenizer = load_policy(policy.path), load_tokenizer(policy.path)
     prompts = [
         encode_prompt(tokenizer, Prompt("p", (Message("user", text),)))
         for text in ("What is 7 + 5?", "Write a line about the sea.", "Name three colours and say what they mean.")
     ]
-    sampler, _ = place(policy.path, place_store(), dtype="bfloat16")
-    ends = stop_token_ids(tokenizer, model.generation_config)
-    tasks = [task(ids, ((1.0, 8),), 64, stop_token_ids=ends) for ids in prompts]
-    answers = local_ray.get([sampler.sample.remote(each) for each in tasks])
-    difference_N = torch.cat([differences(model, *pair) for pair in zip(prompts, answers, strict=True)])
-    print(f"bf16: worst {difference_N.max():.3f}, mean {difference_N.mean():.4f} over {len(difference_N)} tokens")
-    assert difference_N.mean() < BF16_MEAN_BOUND
-    assert difference_N.max() < BF16_WORST_BOUND
+    ends, store = stop_token_ids(tokenizer, model.generation_config), place_store()
+    sampler, _ = place(policy.path, store, dtype="bfloat16")
+
+    def check(label, model):
+        tasks = [task(ids, ((1.0, 8),), 64, stop_token_ids=ends) for ids in prompts]
+        answers = local_ray.get([sampler.sample.remote(each) for each in tasks])
+        difference_N = torch.cat([differences(model, *pair) for pair in zip(prompts, answers, strict=True)])
+        print(
+            f"bf16 {label}: worst {difference_N.max():.3f}, mean {difference_N.mean():.4f}, {len(difference_N)} tokens"
+        )
+        assert difference_N.mean() < BF16_MEAN_BOUND
+        assert difference_N.max() < BF16_WORST_BOUND
+
+    check("before", model)
+    other = other_model(policy.path, seed=1, dtype="bfloat16", noise=0.01)
+    folder = write_policy(tmp_path / "other", 1, other, bucket_bytes=64 * 2**20)
+    local_ray.get(store.publish_folder.remote(1, str(folder)))
+    assert local_ray.get(sampler.update.remote()) == 1
+    check("after", other)
     kill(sampler)

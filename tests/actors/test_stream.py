@@ -75,7 +75,10 @@ def test_steps_iteration_ends_and_the_run_end_in_order(tmp_path):
     assert ids(seen[0]) == ["p0", "p1", "p2", "p3"]
     assert ids(seen[1]) == ["p4", "p5"]
     assert seen[1].list_count == 2
-    assert seen[5].journal.consumed == {"0/0": tuple(f"p{n}" for n in range(6)), "1/0": tuple(f"p{n}" for n in range(6))}
+    assert seen[5].journal.consumed == {
+        "0/0": tuple(f"p{n}" for n in range(6)),
+        "1/0": tuple(f"p{n}" for n in range(6)),
+    }
 
 
 def test_a_full_stream_holds_the_producer_back(tmp_path):

@@ -1,0 +1,308 @@
+"""The pool of samplers: leases, replacement and its limit with doubles, then with real engines that are killed."""
+
+import asyncio
+import os
+import signal
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from ray.exceptions import RayActorError
+
+from actors.engine import EngineOptions
+from actors.placement import kill, place_sampler, place_store
+from actors.pool import SamplerPool
+from actors.sampler import SampleTask
+from larpo.config import Config, Samplers, Timeouts
+from larpo.errors import CheckpointError, PhaseTimeout, SamplerError
+
+
+class Double:
+    """Stands for a sampler actor: each method does what the test says, once it is called through `remote`."""
+
+    def __init__(self, name, sample=None, start=None, update=None, stats=None):
+        self.name, self.killed, self.tasks = name, False, []
+        self.start = SimpleNamespace(remote=start or self._zero)
+        self.update = SimpleNamespace(remote=update or self._zero)
+        self.stats = SimpleNamespace(remote=stats or self._stats)
+        self.sample = SimpleNamespace(remote=lambda task: self._sample(sample, task))
+
+    async def _zero(self):
+        return 0
+
+    async def _stats(self):
+        return SimpleNamespace(weight_version=0)
+
+    async def _sample(self, behaviour, task):
+        self.tasks.append(task.key)
+        return await behaviour(task) if behaviour else [f"{task.key} by {self.name}"]
+
+
+class House:
+    """A pool over doubles, placed in this order, and what it did."""
+
+    def __init__(self, *doubles, count=1, per_sampler=4, **knobs):
+        timeouts = {"engine_start_s": 5.0, "weights_s": 5.0, **knobs.pop("timeouts", {})}
+        self.doubles, self.placed, self.failures = list(doubles), [], []
+        self.pool = SamplerPool(
+            self._spawn,
+            lambda actor: setattr(actor, "killed", True),
+            Samplers(count=count, **knobs),
+            Timeouts(**timeouts),
+            prompts_per_sampler=per_sampler,
+            on_failure=lambda name, reason: self.failures.append((name, reason)),
+        )
+
+    def _spawn(self, name):
+        self.placed.append(self.doubles.pop(0))
+        return self.placed[-1]
+
+    def sample(self, *keys):
+        tasks = [SampleTask(key, 0, (1,), ((1.0, 1),), 4) for key in keys]
+        return asyncio.gather(*(self.pool.sample(task) for task in tasks), return_exceptions=True)
+
+
+async def dies(*_):
+    raise RayActorError(error_msg="the node went away")
+
+
+async def hangs(*_):
+    await asyncio.Event().wait()
+
+
+async def settled():
+    """Background work that waits for nothing gets done."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_prompts_go_to_the_sampler_with_least_to_do():
+    async def go():
+        a, b = Double("a"), Double("b")
+        house = House(a, b, count=2, per_sampler=2)
+        await house.pool.start()
+        assert house.pool.slots == 4
+        answers = await house.sample("1", "2", "3", "4", "5", "6")
+        assert sorted(answer[0][0] for answer in answers) == list("123456")
+        assert len(a.tasks) == len(b.tasks) == 3
+
+    asyncio.run(go())
+
+
+def test_a_dead_sampler_is_replaced_and_its_prompts_are_sampled_again():
+    async def go():
+        dead, fresh = Double("dead", sample=dies), Double("fresh")
+        house = House(dead, fresh)
+        await house.pool.start()
+        assert await house.sample("1", "2", "3") == [["1 by fresh"], ["2 by fresh"], ["3 by fresh"]]
+        assert dead.killed
+        assert not fresh.killed
+        assert house.pool.restarts == 1
+        ((name, reason),) = house.failures
+        assert name == "sampler-0"
+        assert "the node went away" in reason
+
+    asyncio.run(go())
+
+
+def test_prompts_of_a_dead_sampler_do_not_wait_for_its_replacement():
+    async def go():
+        house = House(Double("dead", sample=dies), Double("alive"), Double("slow", start=hangs), count=2)
+        await house.pool.start()
+        answers = await asyncio.wait_for(house.sample("1", "2", "3", "4"), 5)
+        assert answers == [[f"{key} by alive"] for key in "1234"]
+        assert [member.status for member in house.pool.members] == ["restarting", "ready"]
+        await asyncio.wait_for(house.pool.poll(), 5)
+
+    asyncio.run(go())
+
+
+def test_a_lease_that_expires_sends_the_prompt_elsewhere():
+    async def go():
+        stuck, fresh = Double("stuck", sample=hangs), Double("fresh")
+        house = House(stuck, fresh, lease_s=0.05)
+        await house.pool.start()
+        assert await house.sample("1") == [["1 by fresh"]]
+        assert stuck.killed
+        assert house.failures == [("sampler-0", "no answer within the lease of 0.05 s (samplers.lease_s)")]
+
+    asyncio.run(go())
+
+
+def test_an_error_of_a_healthy_sampler_costs_the_prompt_an_attempt_and_not_the_sampler():
+    async def go():
+        async def fails_once(task):
+            if len(shaky.tasks) == 1:
+                raise ValueError("cut off")
+            return ["second try"]
+
+        shaky = Double("shaky", sample=fails_once)
+        house = House(shaky)
+        await house.pool.start()
+        assert await house.sample("1") == [["second try"]]
+        assert house.failures == []
+
+    asyncio.run(go())
+
+
+def test_a_prompt_that_fails_everywhere_ends_with_all_its_reasons():
+    async def go():
+        async def fails(task):
+            raise ValueError(f"attempt {len(picky.tasks)}")
+
+        picky = Double("picky", sample=fails)
+        house = House(picky)
+        await house.pool.start()
+        (error,) = await house.sample("0003/p7")
+        assert isinstance(error, SamplerError)
+        for part in ("prompt 0003/p7 failed 3 times", "attempt 1", "attempt 2", "attempt 3"):
+            assert part in str(error)
+
+    asyncio.run(go())
+
+
+def test_a_sampler_whose_engine_is_gone_is_replaced_though_its_actor_lives():
+    async def go():
+        async def engine_dead(*_):
+            raise RuntimeError("EngineCore encountered an issue")
+
+        hollow, fresh = Double("hollow", sample=engine_dead, stats=engine_dead), Double("fresh")
+        house = House(hollow, fresh)
+        await house.pool.start()
+        assert await house.sample("1") == [["1 by fresh"]]
+        assert hollow.killed
+
+        idle = House(Double("hollow", stats=engine_dead), Double("fresh"))
+        await idle.pool.start()
+        await idle.pool.poll()
+        await settled()
+        assert [actor.name for actor in idle.placed] == ["hollow", "fresh"]
+
+    asyncio.run(go())
+
+
+def test_too_many_deaths_end_everyone_who_waits_with_the_cause():
+    async def go():
+        house = House(*(Double(f"dead {n}", sample=dies) for n in range(3)), per_sampler=2, max_restarts=2)
+        await house.pool.start()
+        errors = await asyncio.wait_for(house.sample(*"1234567"), 5)
+        assert all(isinstance(error, SamplerError) for error in errors)
+        told = [error for error in errors if "over the limit of 2 (samplers.max_restarts)" in str(error)]
+        assert len(told) >= 5  # all who waited; those in their third attempt name three deaths of their own
+        assert all("the node went away" in str(error) for error in errors)
+        assert len(house.placed) == 3
+        with pytest.raises(SamplerError, match="samplers died 3 times"):
+            await house.pool.poll()
+
+    asyncio.run(go())
+
+
+def test_a_replacement_that_cannot_start_counts_against_the_limit():
+    async def go():
+        house = House(Double("dead", sample=dies), Double("stillborn", start=dies), Double("fresh"), max_restarts=2)
+        await house.pool.start()
+        assert await house.sample("1") == [["1 by fresh"]]
+        assert house.pool.restarts == 2
+        assert "could not start its engine: the node went away" in house.failures[1][1].replace("\n", " ")
+
+    asyncio.run(go())
+
+
+def test_an_engine_that_does_not_start_ends_the_run():
+    async def go():
+        with pytest.raises(PhaseTimeout, match=r"sampler-0 did not start its engine within 0.05 s"):
+            await House(Double("slow", start=hangs), timeouts={"engine_start_s": 0.05}).pool.start()
+        with pytest.raises(SamplerError, match="sampler-1 could not start its engine"):
+            await House(Double("good"), Double("bad", start=dies), count=2).pool.start()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("refusal", [CheckpointError("bucket 0 arrived damaged"), None])
+def test_a_sampler_that_does_not_take_new_weights_is_replaced(refusal):
+    async def go():
+        async def refuses():
+            if refusal is None:
+                await hangs()
+            raise refusal
+
+        async def newest():
+            return 7
+
+        house = House(
+            Double("takes", update=newest),
+            Double("refuses", update=refuses),
+            Double("fresh", start=newest),
+            count=2,
+            timeouts={"weights_s": 0.05},
+        )
+        await house.pool.start()
+        await house.pool.update()
+        await settled()
+        assert [actor.name for actor in house.placed] == ["takes", "refuses", "fresh"]
+        assert [(m.version, m.status) for m in house.pool.members] == [(7, "ready"), (7, "ready")]
+        ((name, reason),) = house.failures
+        assert name == "sampler-1"
+        assert reason == (str(refusal) if refusal else "no weight update within 0.05 s (timeouts.weights_s)")
+
+    asyncio.run(go())
+
+
+# --- Real samplers
+
+
+def the_actor(pid):
+    return pid
+
+
+def its_engine(pid):
+    (engine,) = (p.pid for p in psutil.Process(pid).children() if "EngineCore" in " ".join(p.cmdline()))
+    return engine
+
+
+@pytest.mark.parametrize("victim", [the_actor, pytest.param(its_engine, marks=pytest.mark.slow)])
+def test_a_real_sampler_is_killed_and_every_prompt_is_answered(local_ray, tiny_policy, victim):
+    """kill -9 of the actor, or of the engine's process under it, in the middle of sampling."""
+    config = Config.model_validate(
+        {
+            "policy": {"model": str(tiny_policy), "dtype": "float32"},
+            "samplers": {
+                "resources": {"CPU": 0},
+                "max_model_len": 512,
+                "max_num_seqs": 16,
+                "enforce_eager": True,
+            },
+        }
+    )
+    store, failures = place_store(), []
+    pool = SamplerPool(
+        lambda name: place_sampler(config, EngineOptions.of(config, str(tiny_policy)), store),
+        kill,
+        config.samplers,
+        config.timeouts,
+        prompts_per_sampler=4,
+        on_failure=lambda name, reason: failures.append(name),
+    )
+    tasks = [SampleTask(f"0000/{n}", 0, (40, 41, 42), ((1.0, 8),), 300) for n in range(12)]
+
+    async def go():
+        await pool.start()
+        killed = pool.members[0].actor
+        pid = await killed.pid.remote()
+        family = psutil.Process(pid).children(recursive=True)
+        assert family
+        running = [asyncio.create_task(pool.sample(task)) for task in tasks]
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        assert not all(task.done() for task in running)
+        os.kill(victim(pid), signal.SIGKILL)
+        answers = await asyncio.gather(*running)
+
+        ids = [candidate.id for answer in answers for candidate in answer]
+        assert len(ids) == len(set(ids)) == 12 * 8
+        assert failures == ["sampler-0"]
+        assert pool.members[0].actor is not killed
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left  # no engine outlives its actor
+        kill(pool.members[0].actor)
+
+    asyncio.run(go())

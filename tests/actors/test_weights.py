@@ -1,0 +1,166 @@
+"""Weights on their way, without Ray where none is needed: buckets, checksums, versions, whole folders."""
+
+import errno
+import os
+
+import numpy
+import pytest
+import torch
+
+from actors.weights import (
+    Bucket,
+    PublishedFolder,
+    WeightStore,
+    checksum,
+    encode_bucket,
+    published_tensors,
+    published_version,
+    read_buckets,
+    split_into_buckets,
+    write_bucket_files,
+)
+from larpo.errors import CheckpointError
+
+TENSORS = {
+    "embed": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "head": torch.tensor([[1.5, -2.0], [float("inf"), 0.1]], dtype=torch.bfloat16).T,  # not contiguous
+    "scale": torch.tensor(3.0),
+}
+
+
+def publish(folder, version: int, tensors=TENSORS):
+    target = PublishedFolder(folder, version)
+    for name, tensor in tensors.items():
+        target.add(encode_bucket({name: tensor}))
+    target.close()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({}, []),
+        ({"a": 4, "b": 6, "c": 1}, [["a", "b"], ["c"]]),
+        ({"a": 6, "b": 6, "c": 4}, [["a"], ["b", "c"]]),
+        ({"a": 4, "big": 25, "b": 4}, [["a"], ["big"], ["b"]]),
+        ({"a": 10, "b": 10}, [["a"], ["b"]]),
+        ({"a": 0, "b": 10, "c": 0}, [["a", "b", "c"]]),
+    ],
+)
+def test_buckets_hold_at_most_their_limit_unless_one_parameter_is_larger(sizes, expected):
+    assert split_into_buckets(sizes, limit=10) == expected
+
+
+def test_a_published_folder_gives_back_version_names_and_bits(tmp_path):
+    folder = publish(tmp_path / "policy-0001", 7)
+    assert published_version(folder) == 7
+    read = dict(published_tensors(folder))
+    assert list(read) == list(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+
+
+def test_every_process_reads_the_parameters_of_a_bucket_in_one_order(tmp_path):
+    """Ranks gather them one by one as they read; a bucket's own order is a hash map's, another in each process."""
+    names = [f"layers.{number}" for number in range(32)]
+    target = PublishedFolder(tmp_path / "policy-0001", 1)
+    target.add(encode_bucket({name: torch.ones(1) for name in reversed(names)}))
+    target.close()
+    assert [name for name, _ in published_tensors(tmp_path / "policy-0001")] == sorted(names)
+
+
+def test_a_published_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "policy-0001"
+    target = PublishedFolder(folder, 1)
+    target.add(encode_bucket(TENSORS))
+    assert not folder.exists()
+    publish(folder, 2)  # what was cut off is no obstacle
+    assert published_version(folder) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["policy-0001"]
+
+
+def test_a_full_disk_while_publishing_leaves_the_folder_that_was_there(tmp_path, monkeypatch):
+    folder = publish(tmp_path / "policy-0001", 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        publish(folder, 2)
+    assert published_version(folder) == 1
+    assert list(dict(published_tensors(folder))) == list(TENSORS)
+
+
+@pytest.mark.parametrize("index", [0, 40, -1])
+def test_a_damaged_bucket_on_disk_is_refused_by_name(tmp_path, index):
+    folder = publish(tmp_path / "policy-0001", 1)
+    path = folder / "bucket-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[index] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"bucket-00001\.safetensors is damaged"):
+        list(read_buckets(folder))
+
+
+def test_a_bucket_that_arrives_damaged_is_not_laid_before_an_engine(tmp_path):
+    data = encode_bucket(TENSORS)
+    bucket = Bucket(data.nbytes, checksum(data), (None,))
+    (path,) = write_bucket_files(tmp_path, 3, [(bucket, data)])
+    assert path.read_bytes() == data.tobytes()
+    path.unlink()
+    changed = data.copy()
+    changed[-1] ^= 1
+    with pytest.raises(CheckpointError, match=r"bucket 1 of weight version 3 arrived damaged"):
+        write_bucket_files(tmp_path, 3, [(bucket, data), (bucket, changed)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_only_count_up():
+    store = WeightStore()
+    assert store.newest() == 0
+    store.publish(2, ())
+    for version in (1, 2):
+        with pytest.raises(CheckpointError, match=f"weight version {version} was published after version 2"):
+            store.publish(version, ())
+    store.publish(3, ())
+    assert store.newest() == 3
+
+
+def test_the_store_keeps_the_newest_versions_and_names_them():
+    store = WeightStore(keep=2)
+    buckets = {version: (Bucket(version, str(version), (None,)),) for version in (1, 2, 4)}
+    for version, content in buckets.items():
+        store.publish(version, content)
+    assert store.buckets(4) == buckets[4]
+    assert store.buckets(2) == buckets[2]
+    with pytest.raises(CheckpointError, match=r"weight version 1 is not in the store, which holds \[2, 4\]"):
+        store.buckets(1)
+
+
+def test_a_published_folder_goes_through_the_object_store_unchanged(tmp_path, local_ray):
+    from actors.placement import kill, place_store
+
+    folder = publish(tmp_path / "policy-0001", 5)
+    store = place_store()
+    local_ray.get(store.publish_folder.remote(5, str(folder)))
+    buckets = local_ray.get(store.buckets.remote(local_ray.get(store.newest.remote())))
+    pulled = [local_ray.get(bucket.reference[0]) for bucket in buckets]
+    paths = write_bucket_files(tmp_path, 5, zip(buckets, pulled, strict=True))
+    for path, data in zip(paths, read_buckets(folder), strict=True):
+        assert numpy.array_equal(numpy.fromfile(path, dtype=numpy.uint8), data)
+    kill(store)
+
+
+def test_the_store_refuses_a_damaged_folder_and_keeps_what_it_had(tmp_path, local_ray):
+    from actors.placement import kill, place_store
+
+    store = place_store()
+    local_ray.get(store.publish_folder.remote(1, str(publish(tmp_path / "good", 1))))
+    folder = publish(tmp_path / "bad", 2)
+    (folder / "bucket-00002.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"bucket-00002\.safetensors is damaged"):
+        local_ray.get(store.publish_folder.remote(2, str(folder)))
+    assert local_ray.get(store.newest.remote()) == 1
+    kill(store)
