@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from actors.cast import Cast
 from actors.preparation import PreparedRun
-from actors.progress import Progress
+from actors.progress import SAMPLING, Progress
 from actors.sampler import SampleTask
-from larpo.hardness import hardness
-from larpo.lists import rank, training_list
+from larpo.list_metrics import list_metrics
+from larpo.lists import rank
 from larpo.memory import merge, needs_reward, remember, replays
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
@@ -34,7 +34,7 @@ class Annotation:
         drawn = self._run.drawn(self._iteration)
         todo = [prompt for prompt in drawn if prompt.id not in recorded]
         self._memory = await self._remember()
-        self._progress.begin("sampling and ranking", self._iteration, len(drawn), len(drawn) - len(todo))
+        self._progress.begin(SAMPLING, self._iteration, len(drawn), len(drawn) - len(todo))
         async with asyncio.TaskGroup() as group:
             group.create_task(self._sample_all(todo))
             group.create_task(self._rank_all())
@@ -106,12 +106,15 @@ class Annotation:
                 item = merge(item, remembered.candidates, seed=seed)
             ranked = rank(item.candidates, seed=seed, prompt_id=item.prompt.id)
             merged.append(item.replace(candidates=ranked))
-        self._progress.span("reward", "rank", started, time.time())
-        await self._offer(merged)
+        ended = time.time()
+        self._progress.span("reward", "rank", started, ended)
+        await self._offer(
+            merged, {"prompts/ranked": len(merged), "reward/lists_per_second": len(merged) / (ended - started)}
+        )
         self._progress.ranked += len(merged)
 
-    async def _offer(self, lists: Sequence[CandidateList]) -> None:
-        self._progress.log("lists", list_metrics(lists, self._cast.run), iteration=self._iteration)
+    async def _offer(self, lists: Sequence[CandidateList], metrics: Mapping[str, float]) -> None:
+        self._progress.log("lists", {**list_metrics(lists, self._config), **metrics}, iteration=self._iteration)
         limit = self._config.timeouts.stream_idle_s + 60
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=limit)
 
@@ -138,7 +141,7 @@ class Annotation:
         absent = replays(self._memory, present, self._iteration, seed=self._config.run.seed)
         size = self._config.stream.lists_per_part
         for start in range(0, len(absent), size):
-            await self._offer(await self._with_rewards(absent[start : start + size]))
+            await self._offer(await self._with_rewards(absent[start : start + size]), {})
 
 
 def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:
@@ -168,41 +171,3 @@ def _with_references(item: CandidateList, references: Mapping[str, tuple[float, 
         return candidate.replace(reference_log_prob=value[0], reference_fingerprint=value[1])
 
     return item.replace(candidates=tuple(known(candidate) for candidate in item.candidates))
-
-
-def list_metrics(lists: Sequence[CandidateList], run: PreparedRun) -> dict[str, float]:
-    """What a part's lists are like: rewards and lengths of fresh responses, hardness of what is trained on."""
-    config = run.config
-    fresh = [[c for c in item.candidates if c.origin == "sampled"] for item in lists]
-    responses = [c for group in fresh for c in group]
-    chosen = [training_list(item, config.lists, config.sampling, seed=config.run.seed) for item in lists]
-    trained = [item for item, _ in chosen if item is not None]
-    reasons = [reason for item, reason in chosen if item is None]
-    hard = [hardness(item.candidates) for item in trained]
-    candidates = [c for item in trained for c in item.candidates]
-    best = [max(c.reward or 0.0 for c in group) for group in fresh if group]
-    metrics = {
-        "lists/dropped_equal_rewards": float(reasons.count("all rewards equal")),
-        "lists/dropped_too_few": float(len(reasons) - reasons.count("all rewards equal")),
-        "lists/replayed": float(sum(not group for group in fresh)),
-    }
-    if responses:
-        metrics |= {
-            "lists/reward_mean": _mean([c.reward or 0.0 for c in responses]),
-            "lists/reward_best": _mean(best),
-            "lists/fully_met": _mean([float(value >= 1.0) for value in best]),
-            "lists/response_tokens": _mean([float(len(c.token_ids)) for c in responses]),
-            "lists/cut_off_share": _mean([float(c.finish_reason == "length") for c in responses]),
-        }
-    if trained:
-        metrics |= {
-            "lists/reward_gap": _mean([h.reward_gap for h in hard]),
-            "lists/overlap": _mean([h.overlap for h in hard]),
-            "lists/size": len(candidates) / len(trained),
-            "lists/remembered_share": _mean([float(c.origin == "remembered") for c in candidates]),
-        }
-    return metrics
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

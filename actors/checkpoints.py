@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.stream import Journal
 from actors.weights import write_durably
+from actors.work import Journal
 from larpo.errors import CheckpointError
 
 MANIFEST = "manifest.json"

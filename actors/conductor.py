@@ -22,8 +22,9 @@ from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_checkpoint
 from actors.heldout import evaluate
+from actors.monitor import Monitor
 from actors.preparation import PreparedRun, create_folder
-from actors.progress import Monitor, Progress
+from actors.progress import STARTING, TRAINING, WRITING, Progress
 from actors.results import Results, summarize, write_model
 from actors.telemetry import Telemetry
 from larpo.errors import LarpoError
@@ -41,7 +42,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
             base = await evaluate(cast, progress, 0)
         elif each:
             await evaluate(cast, progress, iteration)
-        progress.begin("training", iteration, progress.total, progress.total)
+        progress.begin(TRAINING, iteration, progress.total, progress.total)
         await cast.wait_trained(iteration)
         await cast.samplers.update()
         progress.log("iteration", progress.busy(), iteration=iteration)
@@ -55,11 +56,12 @@ async def align(run: PreparedRun) -> Results:
         progress = Progress(run.config, telemetry)
         for note in run.notes:
             progress.say(note)
+        progress.log("prompts", run.prompt_counts())
         cast = Cast(run, progress.failed)
         reason = "the run is over"
         try:
             base, aligned = await _watched(cast, progress, _started(cast, progress))
-            progress.begin("writing the model", run.config.training.iterations, 0)
+            progress.begin(WRITING, run.config.training.iterations, 0)
             results = summarize(run, base, aligned)
             await asyncio.to_thread(write_model, run, results.metrics)
         except BaseException as error:
@@ -69,7 +71,7 @@ async def align(run: PreparedRun) -> Results:
             await cast.stop(reason)
             await asyncio.to_thread(write_report, run.folder)
         progress.flush()
-        telemetry.log("done", results.metrics)
+        telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()})
     await asyncio.to_thread(write_report, run.folder)
     return results
 
@@ -80,7 +82,7 @@ async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None
     first = 0 if found is None else found[1].journal.iteration
     if cast.run.resumed:
         progress.say(f"resuming at iteration {first}, step {0 if found is None else found[1].step}")
-    progress.begin("starting engines and trainer", first, 0)
+    progress.begin(STARTING, first, 0)
     await cast.start(first)
     return await iterate(cast, progress, first)
 

@@ -9,30 +9,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from actors.console_page import (
-    RunState,
-    SamplerState,
-    estimate_left,
-    plain_line,
-    render_page,
-    share_done,
-)
+from actors.console_page import RunState, SamplerState, plain_line, render_page
 from larpo.config import Telemetry as TelemetryConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = [
-    "Console",
-    "LiveConsole",
-    "OffConsole",
-    "PlainConsole",
-    "RunState",
-    "SamplerState",
-    "estimate_left",
-    "make_console",
-    "share_done",
-]
+__all__ = ["Console", "LiveConsole", "OffConsole", "PlainConsole", "RunState", "SamplerState", "make_console"]
 
 
 class Console(Protocol):

@@ -50,25 +50,6 @@ class RunState:
     alarms: tuple[str, ...] = ()
 
 
-def share_done(state: RunState) -> float:
-    """Share of the run that is done: half counts the ranked prompts of all iterations, half the steps."""
-    ranked = state.prompts_ranked / state.prompts_total if state.prompts_total else 0.0
-    sampling = min(1.0, (state.iteration + ranked) / state.iterations)
-    steps = state.step / state.steps_planned if state.steps_planned else 0.0
-    # Dropped lists leave fewer steps than planned: an iteration that is over counts as trained.
-    training = min(1.0, max(steps, state.iteration / state.iterations))
-    return (sampling + training) / 2
-
-
-def estimate_left(share: float, seconds_elapsed: float) -> float | None:
-    """Seconds left if the rest goes as the `share` done so far; None before a hundredth is done.
-
-    >>> estimate_left(0.25, 60.0)
-    180.0
-    """
-    return None if share < 0.01 else seconds_elapsed * (1 - min(share, 1.0)) / min(share, 1.0)
-
-
 def clock_text(seconds: float | None) -> str:
     """`04:12`, `1:04:12`, or a dash for what is not known.
 

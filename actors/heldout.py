@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from actors.cast import Cast
-from actors.progress import Progress
+from actors.progress import EVALUATING, Progress
 from actors.sampler import SampleTask
 from larpo.evaluation import HeldoutResult, summary
 from larpo.types import Candidate, Prompt
@@ -30,7 +30,7 @@ async def evaluate(cast: Cast, progress: Progress, iteration: int) -> HeldoutRes
     file = result_file(run.folder, iteration)
     if file.exists():
         return HeldoutResult.from_json(file.read_text())
-    progress.begin("held-out evaluation", iteration, len(run.heldout))
+    progress.begin(EVALUATING, iteration, len(run.heldout))
     answers = await asyncio.gather(*(_answer(cast, progress, iteration, prompt) for prompt in run.heldout))
     samples = run.config.evaluation.samples
     result = HeldoutResult(

@@ -29,7 +29,9 @@ class Member:
     status: str = "starting"
     in_flight: int = 0
     stats: SamplerStats | None = None  # the newest, until the monitor has taken it
-    tokens: int = 0
+    tokens: int = 0  # what the monitor has counted of its actor
+    prompts: int = 0
+    busy: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -49,6 +51,7 @@ class SamplerPool:
         self._samplers, self._timeouts = samplers, timeouts
         self._per_sampler = prompts_per_sampler
         self._restarts = 0
+        self.requeued = 0  # prompts that went back to the queue
         self.members: list[Member] = []
         self._changed = asyncio.Condition()
         self._replacing: set[asyncio.Task[None]] = set()
@@ -89,7 +92,8 @@ class SamplerPool:
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """Sample one prompt under a lease; raises SamplerError when it failed on several samplers."""
         reasons = []
-        for _ in range(ATTEMPTS_PER_PROMPT):
+        for attempt in range(ATTEMPTS_PER_PROMPT):
+            self.requeued += attempt > 0
             member = await self._acquire()
             actor = member.actor
             try:

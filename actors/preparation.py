@@ -43,6 +43,13 @@ class PreparedRun:
         indices = order.draw(iteration, self.config.training.prompts_per_iteration)
         return [self.train[index] for index in indices]
 
+    def prompt_counts(self) -> dict[str, float]:
+        return {
+            "prompts/train": len(self.train),
+            "prompts/heldout": len(self.heldout),
+            "prompts/too_long": self.too_long,
+        }
+
     @property
     def lists(self) -> Path:
         return self.folder / "lists"

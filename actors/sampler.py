@@ -39,6 +39,7 @@ class SamplerStats:
     in_flight: int
     busy_seconds: float
     pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
+    pull_bytes: int  # of the newest weight update
     pause_seconds: float  # of the newest weight update: generation held
     spans: tuple[tuple[str, float, float], ...]
 
@@ -52,6 +53,7 @@ class Sampler:
         self._tokens = self._prompts = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
+        self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
 
@@ -107,6 +109,7 @@ class Sampler:
         try:
             await self._engine.update_weights(version, paths)
             self._pull_seconds, self._pause_seconds = pulled - started, time.time() - pulled
+            self._pull_bytes = sum(bucket.nbytes for bucket in buckets)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -126,6 +129,7 @@ class Sampler:
             in_flight=self._in_flight,
             busy_seconds=self._busy_seconds,
             pull_seconds=self._pull_seconds,
+            pull_bytes=self._pull_bytes,
             pause_seconds=self._pause_seconds,
             spans=spans,
         )

@@ -9,83 +9,20 @@ back with `restore` rolls the stream back to that point.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.weights import write_durably
+from actors.work import IterationEnd, Journal, RunEnd, StepWork, StreamStatus, Work, read_references, write_references
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.lists import training_list
 from larpo.packing import deal
 from larpo.records import list_parts, next_part_number, read_lists, write_part
 from larpo.types import CandidateList, stable_hash
-
-
-@dataclass(frozen=True)
-class Journal:
-    """Where the trainer is: the next position, and which prompts each (iteration, epoch) has consumed."""
-
-    position: int = 0
-    iteration: int = 0
-    epoch: int = 0
-    consumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "iteration/epoch" -> prompt ids
-
-    def used(self, iteration: int, epoch: int) -> tuple[str, ...]:
-        return self.consumed.get(f"{iteration}/{epoch}", ())
-
-
-@dataclass(frozen=True)
-class StepWork:
-    """One optimizer step: this rank's lists, and what all ranks agree on."""
-
-    position: int
-    iteration: int
-    epoch: int
-    lists: tuple[CandidateList, ...]
-    list_count: int  # of the global batch: the divisor of the loss
-    planned_share: float  # share of the run's planned lists behind this step, for the schedule
-    journal: Journal  # after this step
-
-
-@dataclass(frozen=True)
-class IterationEnd:
-    """All epochs of an iteration are trained: publish, checkpoint."""
-
-    position: int
-    iteration: int
-    journal: Journal
-
-
-@dataclass(frozen=True)
-class RunEnd:
-    """Nothing is left to train."""
-
-    position: int
-
-
-Work = StepWork | IterationEnd | RunEnd
-
-
-@dataclass(frozen=True)
-class StreamStatus:
-    """Snapshot for the console and the metrics."""
-
-    waiting: int
-    producer_wait_seconds: float
-    consumer_wait_seconds: float
-    dropped: Mapping[str, int]
-    iteration: int
-    trained_iterations: int
-    trainer_started: bool
-    trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists
-    reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
-    alarms: tuple[str, ...]
 
 
 class ListStream:
@@ -106,7 +43,7 @@ class ListStream:
         self._waits = {"producer": 0.0, "consumer": 0.0}
         self._reports: list[Mapping[str, Any]] = []
         self._alarms: list[str] = []
-        self._references = _read_references(self._folder)
+        self._references = read_references(self._folder.parent)
         self._error: str | None = None
         self._heard = time.monotonic()  # from any rank
         self._asking = 0  # ranks that wait for work
@@ -250,7 +187,7 @@ class ListStream:
 
     async def trained(self, iteration: int) -> None:
         """The trainer has published and checkpointed the end of `iteration`."""
-        await asyncio.to_thread(_write_references, self._folder, dict(self._references))
+        await asyncio.to_thread(write_references, self._folder.parent, dict(self._references))
         async with self._changed:
             self._trained = iteration
             self._changed.notify_all()
@@ -345,19 +282,3 @@ class ListStream:
 
 def _tokens(item: CandidateList) -> int:
     return len(item.prompt_token_ids) + sum(len(candidate.token_ids) for candidate in item.candidates)
-
-
-def _references_file(lists_folder: Path) -> Path:
-    return lists_folder.parent / "checkpoints" / "reference_log_probs.json"
-
-
-def _read_references(lists_folder: Path) -> dict[str, tuple[float, str]]:
-    file = _references_file(lists_folder)
-    return {key: tuple(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
-
-
-def _write_references(lists_folder: Path, references: Mapping[str, tuple[float, str]]) -> None:
-    file = _references_file(lists_folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(file.with_suffix(".partial"), json.dumps(references).encode())
-    file.with_suffix(".partial").rename(file)

@@ -65,6 +65,11 @@ class Telemetry:
         if event == "failure":
             self.say(f"failure of {fields['actor']}: {fields['reason']}")
 
+    def seconds(self) -> float:
+        """Since the run's first record, whichever session wrote it."""
+        with self._path.open(encoding="utf-8") as file:
+            return time.time() - float(json.loads(file.readline())["time"])
+
     def update(self, state: RunState) -> None:
         """Show the state in the console; nothing is written."""
         self._console.update(state)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.stream import IterationEnd, Journal, RunEnd, StepWork
+from actors.work import IterationEnd, Journal, RunEnd, StepWork
 from larpo.config import Config
 
 

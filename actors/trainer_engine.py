@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from actors.checkpoints import unwritten
-from actors.stream import StepWork
 from actors.weights import PublishedFolder, encode_bucket, published_tensors, split_into_buckets
+from actors.work import StepWork
 from larpo.attention import attention_implementation
 from larpo.config import Config
 from larpo.errors import CheckpointError
@@ -29,62 +25,17 @@ from larpo.list_step import (
     pass_counts,
     rows_of,
     step_lists,
+    stored_reference,
 )
-from larpo.log_probs import PackedLogProbs, check_packed, packed_log_probs
+from larpo.log_probs import PackedLogProbs, check_packed
 from larpo.objectives import get_objective
+from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
 from larpo.policy import load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
-from larpo.types import Candidate, CandidateList, stable_hash
+from larpo.types import CandidateList, stable_hash
 
 TAG = "engine"
-
-
-class PackedScorer(torch.nn.Module):
-    """A causal language model that scores a packed row in its forward pass: what DeepSpeed wraps and hooks into.
-
-    Every pass calls the output head `head_calls` times at least, on no tokens if need be: under ZeRO-3 each call of a
-    module is collective, and rows have more chunks or fewer.
-    """
-
-    model: Any
-
-    def __init__(self, model: torch.nn.Module, chunk_tokens: int) -> None:
-        super().__init__()
-        self.model, self.chunk_tokens = model, chunk_tokens
-        self.head_calls = 1
-
-    def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        backbone = partial(self._backbone, self.head_calls - self.chunks_of(row))
-        model: Any = SimpleNamespace(
-            base_model=backbone,
-            get_output_embeddings=self.model.get_output_embeddings,
-            config=self.model.config,
-            device=self.model.device,
-            dtype=self.model.dtype,
-        )
-        result = packed_log_probs(model, row, chunk_size=self.chunk_tokens)
-        return result.token_log_probs_N, result.token_entropies_N
-
-    def chunks_of(self, row: PackedRow) -> int:
-        return -(-sum(row.response_lengths) // self.chunk_tokens)
-
-    def _backbone(self, empty_calls: int, **inputs: Any) -> Any:
-        """The model's, and then calls of the head on nothing.
-
-        In the backward pass they gather the head as often as a chunk does, and when it does: once to repeat the call,
-        because what comes after it (here `exp`) asks for its result, and once for the gradient.
-        """
-        output, head = self.model.base_model(**inputs), self.model.get_output_embeddings()
-
-        def zero(hidden_0H: Tensor) -> Tensor:
-            return head(hidden_0H).exp().sum()
-
-        for _ in range(empty_calls):
-            hidden_0H = output.last_hidden_state[0, :0]
-            nothing = checkpoint(zero, hidden_0H, use_reentrant=False, preserve_rng_state=False)
-            output.last_hidden_state = output.last_hidden_state + nothing
-        return output
 
 
 class TrainerEngine:
@@ -150,7 +101,7 @@ class TrainerEngine:
         return self._engine.module.model
 
     def _score(self, row: PackedRow) -> PackedLogProbs:
-        return _result(self._engine, row)
+        return scored(self._engine, row)
 
     def load_reference(self, weights: Path | None) -> None:
         """The initial model, or the published weights in `weights`; frozen, and sharded as the policy is."""
@@ -272,7 +223,7 @@ class TrainerEngine:
     def _reference_of(self, rows: tuple) -> Tensor:
         reference = self._reference
         assert reference is not None
-        return list_log_probs(lambda row: _result(reference, row), rows)
+        return list_log_probs(lambda row: scored(reference, row), rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
@@ -326,11 +277,6 @@ class TrainerEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _result(scorer: Callable[[PackedRow], tuple[Tensor, Tensor]], row: PackedRow) -> PackedLogProbs:
-    log_probs_N, entropies_N = scorer(row)
-    return PackedLogProbs(log_probs_N, entropies_N, row.response_lengths)
-
-
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32.
 
@@ -348,13 +294,6 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,
     }
-
-
-def stored_reference(candidates: tuple[Candidate, ...], name: str) -> Tensor | None:
-    """Stored reference log-probabilities [M]; None when one is missing or another reference gave it."""
-    if any(c.reference_log_prob is None or c.reference_fingerprint != name for c in candidates):
-        return None
-    return torch.tensor([c.reference_log_prob for c in candidates], dtype=torch.float32)
 
 
 def _device() -> torch.device:

@@ -1,11 +1,13 @@
 """Attention for packed rows: a response sees the prompt and itself.
 
-Three ways to the same rule, by the model's `attn_implementation`: - `larpo_segments` (CPU): one attention
-call a segment, on the prompt's keys and its own. No T x T mask exists, and
+Three ways to the same rule, by the model's `attn_implementation`:
+
+- `larpo_segments` (CPU): one attention call a segment, on the prompt's keys and its own. No T x T mask exists, and
   what a mask would throw away is not computed. Serves softcapped attention (Gemma-2) and sliding windows too.
-- `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids. - `sdpa`, `eager`
-(any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so. flash-attn's
-kernels cannot express the rule: they serve plain causal rows (SFT, reward models, unpacked policies).
+- `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
+- `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.
+
+flash-attn's kernels cannot express the rule: they serve plain causal rows (SFT, reward models, unpacked policies).
 
 T tokens of a row, Q queries, K keys, H heads, G key-value heads, D head dimension.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from larpo.log_probs import PackedLogProbs
 from larpo.objectives import Objective
 from larpo.packing import PackedRow, pack_list, split_list
-from larpo.types import CandidateList
+from larpo.types import Candidate, CandidateList
 
 Scorer = Callable[[PackedRow], PackedLogProbs]
 
@@ -71,6 +71,13 @@ def pass_counts(lists: Sequence[PackedList]) -> PassCounts:
 def list_log_probs(scorer: Scorer, rows: Sequence[PackedRow]) -> Tensor:
     """`log pi(y_m | x)`, [M], of a list's rows, without gradient."""
     return torch.cat([scorer(row).log_probs_M for row in rows])
+
+
+def stored_reference(candidates: Sequence[Candidate], name: str) -> Tensor | None:
+    """Stored reference log-probabilities [M]; None when one is missing or another reference gave it."""
+    if any(c.reference_log_prob is None or c.reference_fingerprint != name for c in candidates):
+        return None
+    return torch.tensor([c.reference_log_prob for c in candidates], dtype=torch.float32)
 
 
 def empty_row() -> PackedRow:

@@ -127,11 +127,21 @@ def training_list(
     Candidates without token ids are left out: there is nothing to take a log-probability of. The candidates
     returned carry their training reward (`training_rewards`); the durable list keeps the reward model's own.
     """
-    trainable = [candidate for candidate in full.candidates if candidate.token_ids]
-    ranked = rank(trainable, seed=seed, prompt_id=full.prompt.id, cut_off=sampling.cut_off)
-    distinct = remove_duplicates(ranked, lists.near_duplicate)
+    distinct = remove_duplicates(_trainable(full, sampling, seed), lists.near_duplicate)
     rewards = training_rewards(distinct, sampling.cut_off)
     rewarded = [c.replace(reward=reward) for c, reward in zip(distinct, rewards, strict=True)]
     chosen = select(rewarded, lists.selection)
     lost = signal_lost(chosen)
     return (None, lost) if lost else (full.replace(candidates=chosen), "")
+
+
+def count_duplicates(full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int) -> int:
+    """How many candidates `training_list` leaves out because another says the same."""
+    ranked = _trainable(full, sampling, seed)
+    return len(ranked) - len(remove_duplicates(ranked, lists.near_duplicate))
+
+
+def _trainable(full: CandidateList, sampling: Sampling, seed: int) -> tuple[Candidate, ...]:
+    """What has a log-probability, best first."""
+    candidates = [candidate for candidate in full.candidates if candidate.token_ids]
+    return rank(candidates, seed=seed, prompt_id=full.prompt.id, cut_off=sampling.cut_off)

@@ -168,8 +168,7 @@ def check_packed(model: PreTrainedModel, *, tolerance: float | None = None) -> f
     mask. A sliding window longer than the 32 tokens of the list's sequences is not seen here.
 
     Args:
-        tolerance: the largest mean absolute difference of a token's log-probability; by default 1e-4 in
-        float32,
+        tolerance: the largest mean absolute difference of a token's log-probability; by default 1e-4 in float32,
             0.25 in half precision, where SmolLM2 shows 0.05.
     Returns:
         the mean absolute difference.

@@ -47,11 +47,7 @@ _TRAIN = _gauges(
     ("entropy", "nats/token", "entropy of the policy at response tokens, mean"),
     ("score_gap", "nats", "policy score of the best minus the worst candidate, mean over lists"),
     ("log_prob_gap", "nats/token", "mean |sampler - trainer| log-probability a token, under equal weights"),
-    (
-        "policy_gap",
-        "nats/token",
-        "mean |sampler - trainer| log-probability a token, after the trainer moved on",
-    ),
+    ("policy_gap", "nats/token", "mean |sampler - trainer| log-probability a token, after the trainer moved on"),
     ("staleness_mean", "versions", "trainer's weight version minus the candidate's oldest, mean"),
     ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
@@ -87,15 +83,11 @@ _FLOW = (
     *_counters(
         "prompts",
         ("too_long", "prompts", "prompts left out because they exceed max_prompt_tokens"),
-        ("sampled", "prompts", "prompts whose responses are complete"),
         ("ranked", "prompts", "prompts whose responses are ranked"),
     ),
     *_gauges("prompts", ("train", "prompts", "training prompts"), ("heldout", "prompts", "held-out prompts")),
     *_counters("reward", ("failures", "responses", "verifiers that raised, hung or gave NaN")),
-    *_gauges(
-        "reward",
-        ("lists_per_second", "lists/s", "lists ranked over ranking seconds"),
-    ),
+    *_gauges("reward", ("lists_per_second", "lists/s", "lists ranked over ranking seconds")),
     *_gauges(
         "stream",
         ("lists", "lists", "lists that wait in the stream"),
@@ -110,7 +102,7 @@ _SAMPLER = (
         ("tokens", "tokens", "response tokens sampled"),
         ("prompts", "prompts", "prompts sampled"),
         ("restarts", "restarts", "dead samplers replaced"),
-        ("requeued", "prompts", "prompts that went back to the queue because their lease ended"),
+        ("requeued", "prompts", "prompts that went back to the queue when their lease or sampler ended"),
     ),
 )
 _WEIGHTS = _gauges(
@@ -170,6 +162,7 @@ METRICS: Mapping[str, Metric] = {
 # Event -> the fields that every record of it carries beside its metrics.
 EVENTS: Mapping[str, tuple[str, ...]] = {
     "start": ("resumed",),  # written by Telemetry when it opens; once more at each resume
+    "prompts": (),  # how many there are, once a session
     "step": ("step", "iteration", "epoch"),
     "lists": ("iteration",),  # one part of an iteration's lists
     "iteration": ("iteration",),  # the end of an iteration

@@ -15,7 +15,7 @@ from actors.checkpoints import (
     prune,
     read_state,
 )
-from actors.stream import Journal
+from actors.work import Journal
 from larpo.errors import CheckpointError
 
 

@@ -23,9 +23,7 @@ from actors.console import (
     PlainConsole,
     RunState,
     SamplerState,
-    estimate_left,
     make_console,
-    share_done,
 )
 from actors.console_page import clock_text, plain_line, render_page
 from larpo.config import Telemetry as TelemetryConfig
@@ -143,17 +141,6 @@ def test_make_console_follows_the_knob_and_the_stream() -> None:
     live = make_console(TelemetryConfig(console="live"), io.StringIO())
     assert isinstance(live, LiveConsole)
     live.close()
-
-
-def test_time_left_follows_the_share_that_is_done() -> None:
-    assert estimate_left(0.25, 60.0) == 60.0 * 0.75 / 0.25
-    assert estimate_left(0.0, 60.0) is None
-    assert estimate_left(1.0, 60.0) == 0.0
-    assert share_done(RunState("start")) == 0.0
-    assert share_done(STATE) == ((1 + 96 / 192) / 3 + 14 / 36) / 2
-    # The first iteration is over: its dropped lists, 10 steps fewer than planned, do not count as work left.
-    assert share_done(replace(STATE, prompts_ranked=0, step=2)) == (1 / 3 + 1 / 3) / 2
-    assert share_done(replace(STATE, iteration=3, step=99)) == 1.0
 
 
 def test_clock_text() -> None:

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from actors.checkpoints import newest_checkpoint
-from actors.stream import IterationEnd, Journal, ListStream
+from actors.stream import ListStream
+from actors.work import IterationEnd, Journal
 from larpo.config import Config
 from larpo.lists import training_list
 from larpo.recipe import load_config

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
 
@@ -79,16 +78,11 @@ def test_failures_are_counted_and_named(slow_verifier):
     assert stats["failures"] == 1
 
 
-def test_in_a_ray_actor():
-    import ray
+def test_in_a_ray_actor(local_ray):
+    from actors.placement import kill, place_reward
 
-    root = str(Path(__file__).resolve().parents[2])
-    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
-    try:
-        actor = ray.remote(num_cpus=1)(RewardActor).remote(RewardSection())
-        assert ray.get(actor.rank.remote(REQUESTS), timeout=60) == EXPECTED
-        assert ray.get(actor.describe.remote(), timeout=10)["name"] == "reasoning_gym"
-        assert ray.get(actor.stats.remote(), timeout=10)["responses"] == 5
-        ray.kill(actor)
-    finally:
-        ray.shutdown()
+    actor = place_reward(RewardSection())
+    assert local_ray.get(actor.rank.remote(REQUESTS), timeout=60) == EXPECTED
+    assert local_ray.get(actor.describe.remote(), timeout=10)["name"] == "reasoning_gym"
+    assert local_ray.get(actor.stats.remote(), timeout=10)["responses"] == 5
+    kill(actor)

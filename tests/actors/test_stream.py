@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from actors.stream import IterationEnd, Journal, ListStream, RunEnd, StepWork
+from actors.stream import ListStream
+from actors.work import IterationEnd, Journal, RunEnd, StepWork
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id

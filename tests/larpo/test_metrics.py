@@ -35,7 +35,7 @@ def test_no_two_metrics_meet_in_the_ray_dashboard() -> None:
 def test_events_name_their_fields() -> None:
     check_event("step", {"step": 1, "iteration": 0, "epoch": 0})
     check_event("span", {"actor": "sampler-0", "kind": "sample", "start": 0.0, "end": 1.0})
-    with pytest.raises(LarpoError, match="event 'stop' is not one of start, step"):
+    with pytest.raises(LarpoError, match="event 'stop' is not one of start, prompts, step"):
         check_event("stop", {})
     with pytest.raises(LarpoError, match="lacks the field 'epoch'"):
         check_event("step", {"step": 1, "iteration": 0})

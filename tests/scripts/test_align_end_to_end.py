@@ -111,6 +111,12 @@ def test_samplers_and_trainer_agree_after_every_update(records):
     assert versions[-1] == 3.0
 
 
+def test_every_declared_metric_is_told(records):
+    from larpo.metrics import METRICS
+
+    assert set(METRICS) - {name for record in records for name in record} == {"reward/failures"}
+
+
 def test_the_run_folder_is_complete(run):
     from larpo.recipe import load_config
 

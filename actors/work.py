@@ -1,0 +1,91 @@
+"""What the stream gives the trainer's ranks to do, what the trainer has done, and what the stream says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.weights import write_durably
+from larpo.types import CandidateList
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Where the trainer is: the next position, and which prompts each (iteration, epoch) has consumed."""
+
+    position: int = 0
+    iteration: int = 0
+    epoch: int = 0
+    consumed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "iteration/epoch" -> prompt ids
+
+    def used(self, iteration: int, epoch: int) -> tuple[str, ...]:
+        return self.consumed.get(f"{iteration}/{epoch}", ())
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One optimizer step: this rank's lists, and what all ranks agree on."""
+
+    position: int
+    iteration: int
+    epoch: int
+    lists: tuple[CandidateList, ...]
+    list_count: int  # of the global batch: the divisor of the loss
+    planned_share: float  # share of the run's planned lists behind this step, for the schedule
+    journal: Journal  # after this step
+
+
+@dataclass(frozen=True)
+class IterationEnd:
+    """All epochs of an iteration are trained: publish, checkpoint."""
+
+    position: int
+    iteration: int
+    journal: Journal
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Nothing is left to train."""
+
+    position: int
+
+
+Work = StepWork | IterationEnd | RunEnd
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """Snapshot for the console and the metrics."""
+
+    waiting: int
+    producer_wait_seconds: float
+    consumer_wait_seconds: float
+    dropped: Mapping[str, int]
+    iteration: int
+    trained_iterations: int
+    trainer_started: bool
+    trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists
+    reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
+    alarms: tuple[str, ...]
+
+
+def _references_file(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "reference_log_probs.json"
+
+
+def read_references(run_dir: Path) -> dict[str, tuple[float, str]]:
+    """Reference log-probabilities on disk: candidate id -> (log-probability, fingerprint); none is no error."""
+    file = _references_file(run_dir)
+    return {key: tuple(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+def write_references(run_dir: Path, references: Mapping[str, tuple[float, str]]) -> None:
+    """Replace them, whole or not at all."""
+    file = _references_file(run_dir)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(file.with_suffix(".partial"), json.dumps(references).encode())
+    file.with_suffix(".partial").rename(file)

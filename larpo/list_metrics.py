@@ -1,0 +1,62 @@
+"""What the lists of one part are like: numbers for the metrics, as a pure function of durable lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from larpo.config import Config
+from larpo.hardness import hardness
+from larpo.lists import count_duplicates, is_cut, training_list
+from larpo.types import Candidate, CandidateList
+
+
+def list_metrics(lists: Sequence[CandidateList], config: Config) -> dict[str, float]:
+    """Rewards and lengths of fresh responses, what was dropped, and the hardness of what is trained on.
+
+    A group of numbers is absent where no list of the part has any: no fresh response, or nothing to train on.
+    """
+    fresh = [[c for c in item.candidates if c.origin == "sampled"] for item in lists]
+    metrics = {"lists/replayed": float(sum(not group for group in fresh))}
+    return metrics | _fresh_metrics([group for group in fresh if group]) | _training_metrics(lists, config)
+
+
+def _fresh_metrics(groups: Sequence[Sequence[Candidate]]) -> dict[str, float]:
+    if not groups:
+        return {}
+    responses = [c for group in groups for c in group]
+    best = [max(_rewards(group)) for group in groups]
+    return {
+        "lists/reward_mean": fmean(_rewards(responses)),
+        "lists/reward_best": fmean(best),
+        "lists/fully_met": fmean(value >= 1.0 for value in best),
+        "lists/response_tokens": fmean(len(c.token_ids) for c in responses),
+        "lists/cut_off_share": fmean(is_cut(c) for c in responses),
+    }
+
+
+def _training_metrics(lists: Sequence[CandidateList], config: Config) -> dict[str, float]:
+    seed = config.run.seed
+    chosen = [training_list(item, config.lists, config.sampling, seed=seed) for item in lists]
+    trained = [item for item, _ in chosen if item is not None]
+    reasons = [reason for item, reason in chosen if item is None]
+    copies = sum(count_duplicates(item, config.lists, config.sampling, seed=seed) for item in lists)
+    metrics = {
+        "lists/dropped_equal_rewards": float(reasons.count("all rewards equal")),
+        "lists/dropped_too_few": float(len(reasons) - reasons.count("all rewards equal")),
+        "lists/duplicates": float(copies),
+    }
+    if not trained:
+        return metrics
+    hard = [hardness(item.candidates) for item in trained]
+    candidates = [c for item in trained for c in item.candidates]
+    return metrics | {
+        "lists/reward_gap": fmean(h.reward_gap for h in hard),
+        "lists/overlap": fmean(h.overlap for h in hard),
+        "lists/size": len(candidates) / len(trained),
+        "lists/remembered_share": fmean(c.origin == "remembered" for c in candidates),
+    }
+
+
+def _rewards(candidates: Iterable[Candidate]) -> list[float]:
+    return [c.reward or 0.0 for c in candidates]

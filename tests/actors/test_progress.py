@@ -1,0 +1,146 @@
+"""How much of a run is done, and what the monitor makes of what the samplers say."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from actors import progress as progress_module
+from actors.monitor import Monitor
+from actors.pool import Member
+from actors.progress import EVALUATING, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
+from actors.sampler import SamplerStats
+from larpo.config import Config
+
+M, K, T, HELD_OUT, SAMPLES = 20, 8, 2, 10, 4
+
+
+def config(**evaluation) -> Config:
+    return Config.model_validate(
+        {
+            "prompts": {"heldout_count": HELD_OUT},
+            "sampling": {"k": K},
+            "training": {"iterations": T, "prompts_per_iteration": M, "lists_per_step": 5},
+            "evaluation": {"samples": SAMPLES, **evaluation},
+        }
+    )
+
+
+class Records:
+    """A telemetry that remembers."""
+
+    def __init__(self):
+        self.records = []
+
+    def log(self, event, metrics=None, **fields):
+        self.records.append((event, dict(metrics or {})))
+
+    def update(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize("each_iteration", [True, False])
+def test_the_share_that_is_done_only_grows_and_ends_at_one(each_iteration):
+    work = Workload(config(each_iteration=each_iteration))
+    assert work.steps == 8
+    points = [work.share_done(STARTING, 0, 0, 0)]
+    step = 0
+    for iteration in range(T):
+        points += [work.share_done(SAMPLING, iteration, ranked, step) for ranked in range(M + 1)]
+        if iteration == 0 or each_iteration:
+            points += [work.share_done(EVALUATING, iteration, ranked, step) for ranked in range(HELD_OUT + 1)]
+        for step in range(4 * iteration, 4 * iteration + 4):  # the last step of each is dropped: no lists for it
+            points.append(work.share_done(TRAINING, iteration, M, step))
+    points += [work.share_done(EVALUATING, T, ranked, step) for ranked in range(HELD_OUT + 1)]
+    points.append(work.share_done(WRITING, T, 0, step))
+    assert points[0] == 0.0
+    assert points[-1] == 1.0
+    assert all(earlier <= later for earlier, later in itertools.pairwise(points))
+
+
+def test_half_of_the_share_counts_responses_and_half_steps():
+    work = Workload(config())
+    responses = T * M * K + (T + 1) * HELD_OUT * (SAMPLES + 1)
+    assert work.share_done(SAMPLING, 0, 5, 1) == pytest.approx((5 * K / responses + 1 / 8) / 2)
+    evaluating = M * K + 3 * (SAMPLES + 1)
+    assert work.share_done(EVALUATING, 0, 3, 2) == pytest.approx((evaluating / responses + 2 / 8) / 2)
+
+
+def test_without_held_out_prompts_there_is_only_annotation():
+    plain = config().model_copy(update={"prompts": Config().prompts})
+    assert Workload(plain).share_done(SAMPLING, 1, M, 8) == 1.0
+
+
+def test_time_left_counts_from_this_sessions_first_prompt(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(progress_module.time, "time", lambda: now)
+    progress = Progress(config(), Records())
+    now += 500  # engines start
+    progress.begin(SAMPLING, 1, M, 0)  # resumed in the second iteration
+    assert progress.state().seconds_left is None
+    before = Workload(config()).share_done(SAMPLING, 1, 0, 4)
+    progress.step = 4
+    progress.begin(SAMPLING, 1, M, 0)
+    now += 60
+    progress.ranked, progress.step = M, 6
+    after = Workload(config()).share_done(SAMPLING, 1, M, 6)
+    assert progress.state().seconds_left == pytest.approx(60 * (1 - after) / (after - before))
+
+
+def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> SamplerStats:
+    return SamplerStats(
+        weight_version=version,
+        tokens=tokens,
+        prompts=prompts,
+        in_flight=in_flight,
+        busy_seconds=0.0,
+        pull_seconds=0.25,
+        pull_bytes=2**28,
+        pause_seconds=0.125,
+        spans=(),
+    )
+
+
+def test_counts_of_the_samplers_add_up_through_replacements_and_quiet_looks():
+    """A counter holds what came since the record before it, whatever was looked at in between."""
+    pool = SimpleNamespace(members=[Member("sampler-0", None), Member("sampler-1", None)], restarts=0, requeued=0)
+    records = Records()
+    monitor = Monitor(SimpleNamespace(samplers=pool), Progress(config(), records))
+
+    def look(first, second):
+        pool.members[0].stats, pool.members[1].stats = first, second
+        monitor._samplers()
+
+    def step():
+        monitor._pass_on(
+            {"rank": 0, "spans": (), "step": 1, "iteration": 0, "epoch": 0, "metrics": {"train/loss": 1}}, {}
+        )
+        return {name.split("/")[1]: n for name, n in records.records[-1][1].items() if name.startswith("sampler/")}
+
+    look(stats(100, 2), stats(50, 1))
+    look(stats(150, 3), None)
+    assert step() == {"tokens": 200, "prompts": 4, "restarts": 0, "requeued": 0}
+    assert step() == {"tokens": 0, "prompts": 0, "restarts": 0, "requeued": 0}
+    pool.restarts, pool.requeued = 1, 3
+    look(stats(30, 1), stats(80, 2, in_flight=0))  # sampler-0 is another one
+    assert step() == {"tokens": 60, "prompts": 2, "restarts": 1, "requeued": 3}
+
+
+def test_an_update_of_weights_is_told_once():
+    pool = SimpleNamespace(members=[Member("sampler-0", None)], restarts=0, requeued=0)
+    records = Records()
+    monitor = Monitor(SimpleNamespace(samplers=pool), Progress(config(), records))
+    for version in (0, 1, 1):
+        pool.members[0].stats = stats(1, 1, version)
+        monitor._samplers()
+    assert records.records == [
+        (
+            "weights",
+            {
+                "weights/version": 1.0,
+                "weights/pull_seconds": 0.25,
+                "weights/pause_seconds": 0.125,
+                "weights/gib": 0.25,
+            },
+        )
+    ]
