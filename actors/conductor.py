@@ -15,6 +15,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from actors import placement
@@ -123,7 +124,9 @@ def run_to_end(run: PreparedRun) -> Results:
     """Start or join Ray, align, and stop Ray again. SIGTERM ends the run as Ctrl-C does."""
     import ray
 
-    placement.start_ray(run.config, run.name)
+    dashboard = placement.start_ray(run.config, run.name)
+    if dashboard:
+        run = replace(run, notes=(*run.notes, f"Ray dashboard: http://{dashboard}"))
     try:
         return asyncio.run(_with_signals(run))
     finally:

@@ -22,9 +22,11 @@ from larpo.errors import ConfigError, TrainingError
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
-def start_ray(config: Config, namespace: str) -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one on loopback.
+def start_ray(config: Config, namespace: str) -> str:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one.
 
+    The embedded one has its dashboard on loopback; its other ports answer those who hold Ray's token.
+    Returns the dashboard's address, empty where there is none.
     Raises ConfigError when the cluster there is can never hold the run's actors.
     """
     import ray
@@ -32,10 +34,10 @@ def start_ray(config: Config, namespace: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name.startswith("HF_HUB_OFFLINE")}
     runtime = {"env_vars": ENVIRONMENT | environment}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
+        context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
         check_machine(config)
-        ray.init(
+        context = ray.init(
             address="local",
             namespace=namespace,
             num_cpus=os.cpu_count(),
@@ -46,6 +48,7 @@ def start_ray(config: Config, namespace: str) -> None:
             logging_level=logging.WARNING,
         )
     check_fits(needed_resources(config), ray.cluster_resources())
+    return context.dashboard_url or ""
 
 
 def check_machine(config: Config) -> None:

@@ -43,7 +43,7 @@ _TRAIN = _gauges(
     ("step_seconds", "seconds", "one optimizer step, waiting excluded"),
     ("wait_seconds", "seconds", "waiting for lists before the step"),
     ("tokens_per_second", "tokens/s", "tokens in packed rows over step seconds"),
-    ("kl_to_reference", "nats/token", "estimate of KL(policy || reference), mean over response tokens"),
+    ("kl_to_reference", "nats/token", "estimate of KL(policy || reference), responses weighted by policy / sampler"),
     ("entropy", "nats/token", "entropy of the policy at response tokens, mean"),
     ("score_gap", "nats", "policy score of the best minus the worst candidate, mean over lists"),
     ("log_prob_gap", "nats/token", "mean |sampler - trainer| log-probability a token, under equal weights"),

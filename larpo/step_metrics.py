@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from larpo.list_step import ListOutcome
+
+MAX_WEIGHT = 10.0  # of one response in the estimate of the divergence
 
 SUMS = (
     "lists",
@@ -13,6 +16,7 @@ SUMS = (
     "rows",
     "response_tokens",
     "kl",
+    "kl_tokens",
     "entropy",
     "score_gap",
     "ordered_pairs",
@@ -52,7 +56,7 @@ def step_metrics(sums: Mapping[str, float], stalest: float, *, on_policy: bool) 
         "train/tokens": sums["tokens"],
         "train/rows": sums["rows"],
         "train/loss": share("loss", "lists"),
-        "train/kl_to_reference": share("kl", "response_tokens"),
+        "train/kl_to_reference": share("kl", "kl_tokens"),
         "train/entropy": share("entropy", "response_tokens"),
         "train/score_gap": share("score_gap", "lists"),
         "train/ranking_accuracy": share("right_pairs", "ordered_pairs"),
@@ -75,7 +79,7 @@ def _list_sums(outcome: ListOutcome) -> dict[str, float]:
         "tokens": tokens + len(outcome.source.prompt_token_ids),
         "rows": outcome.rows,
         "response_tokens": tokens,
-        "kl": float((outcome.log_probs_M - outcome.reference_M).sum()),
+        **_kl_sums(outcome),
         "entropy": float(outcome.token_entropies_N.sum()),
         "score_gap": scores[best] - scores[worst],
         "ordered_pairs": len(pairs),
@@ -83,6 +87,22 @@ def _list_sums(outcome: ListOutcome) -> dict[str, float]:
         "fresh_tokens": fresh,
         "gap": gap,
     }
+
+
+def _kl_sums(outcome: ListOutcome) -> dict[str, float]:
+    """Log-ratio of policy and reference, and tokens, each response weighted by policy / sampler, at most 10.
+
+    The responses were drawn before the policy moved, and half of them lost: the plain mean would fall below zero.
+    """
+    kl = tokens = 0.0
+    for candidate, log_prob, reference in zip(
+        outcome.source.candidates, outcome.log_probs_M.tolist(), outcome.reference_M.tolist(), strict=True
+    ):
+        if len(candidate.log_probs) == len(candidate.token_ids):
+            weight = math.exp(min(log_prob - sum(candidate.log_probs), math.log(MAX_WEIGHT)))
+            kl += weight * (log_prob - reference)
+            tokens += weight * len(candidate.token_ids)
+    return {"kl": kl, "kl_tokens": tokens}
 
 
 def _sampler_gap(outcome: ListOutcome) -> tuple[int, float]:

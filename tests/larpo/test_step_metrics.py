@@ -1,5 +1,7 @@
 """Metrics of a step, from outcomes small enough to compute by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -35,13 +37,14 @@ def metrics_of(outcomes, version=0, on_policy=True):
 
 def test_metrics_of_one_list(outcome):
     metrics = metrics_of([outcome()])
+    second = math.exp(-0.7 + 0.5)  # the policy gives the second response less than the sampler did
     assert metrics == pytest.approx(
         {
             "train/lists": 1,
             "train/tokens": 4 + 2 + 1,  # the prompt once
             "train/rows": 1,
             "train/loss": 0.5,
-            "train/kl_to_reference": (0.6 + 0.2) / 3,
+            "train/kl_to_reference": (0.6 + 0.2 * second) / (2 + second),
             "train/entropy": (1 + 2 + 3) / 3,
             "train/score_gap": 0.3 - 0.1,
             "train/ranking_accuracy": 1.0,
@@ -84,3 +87,15 @@ def test_equal_rewards_are_no_pair(outcome, make_list):
 
 def test_a_step_without_lists_has_zeros():
     assert set(metrics_of([]).values()) == {0.0}
+
+
+def test_the_divergence_is_that_of_the_policy_and_not_of_what_was_sampled_before(make_list):
+    """A policy that has moved from p = (1/2, 1/2) to (4/5, 1/5) over two answers, each sampled once."""
+    item = make_list(0, (1, 1)).replace(
+        candidates=tuple(c.replace(log_probs=(math.log(0.5),)) for c in make_list(0, (1, 1)).candidates)
+    )
+    policy, reference = torch.tensor([0.8, 0.2]).log(), torch.tensor([0.5, 0.5]).log()
+    outcome = ListOutcome(item, 1, 0.0, policy, reference, policy - reference, policy, torch.zeros(2))
+    assert (policy - reference).mean() < 0
+    kl = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
+    assert metrics_of([outcome])["train/kl_to_reference"] == pytest.approx(kl)
