@@ -42,9 +42,7 @@ class RewardActor:
         }
 
     async def stats(self) -> dict[str, float]:
-        """Since the start: seconds spent on finished batches, and counts of lists, responses and failed
-        rewards.
-        """
+        """Since the start: seconds spent on finished batches; counts of lists, responses and failed rewards."""
         return {
             "busy_seconds": self._busy_seconds,
             "lists": self._lists,

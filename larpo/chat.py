@@ -25,9 +25,8 @@ def encode_prompt(
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif require_template:
         raise ConfigError(
-            "policy.require_chat_template = True: the tokenizer of policy.model has no chat template; take "
-            "an instruct "
-            "model, add chat_template.jinja to its folder, or set policy.require_chat_template=false for a "
+            "policy.require_chat_template = True: the tokenizer of policy.model has no chat template; take an "
+            "instruct model, add chat_template.jinja to its folder, or set policy.require_chat_template=false for a "
             "plain one"
         )
     else:
@@ -57,9 +56,8 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     found = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
     if not found:
         raise DataError(
-            "policy.model names no token that ends a response: neither its generation config, nor its "
-            "tokenizer's EOS, "
-            "nor its chat template; set eos_token_id in its generation_config.json"
+            "policy.model names no token that ends a response: neither its generation config, nor its tokenizer's "
+            "EOS, nor its chat template; set eos_token_id in its generation_config.json"
         )
     return found
 

@@ -41,8 +41,7 @@ def _run(config: Config) -> list[str]:
     if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")):
         return []
     return [
-        f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around "
-        "it; "
+        f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
     ]
 
@@ -56,14 +55,12 @@ def _prompts(config: Config) -> list[str]:
             problems.append("prompts.train_count is not given: reasoning_gym makes prompts without end; set it")
     elif prompts.tasks:
         problems.append(
-            f"prompts.tasks has {sorted(prompts.tasks)}: only prompts.source = reasoning_gym takes tasks, "
-            "not "
+            f"prompts.tasks has {sorted(prompts.tasks)}: only prompts.source = reasoning_gym takes tasks, not "
             f"{prompts.source!r}; leave them out"
         )
     if config.evaluation.each_iteration and prompts.heldout_count == 0:
         problems.append(
-            "evaluation.each_iteration = True: needs held-out prompts, but prompts.heldout_count is 0; hold "
-            "some "
+            "evaluation.each_iteration = True: needs held-out prompts, but prompts.heldout_count is 0; hold some "
             "out, or set evaluation.each_iteration=false"
         )
     return problems
@@ -91,9 +88,8 @@ def _reward(config: Config) -> list[str]:
         return [f"reward.name = {name!r}: {error}"]
     if name == "reasoning_gym" and prompts.source != "reasoning_gym":
         return [
-            f"reward.name = 'reasoning_gym': scores generated tasks only, but prompts.source is "
-            f"{prompts.source!r}; set "
-            "prompts.source=reasoning_gym, or another reward.name"
+            f"reward.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
+            "set prompts.source=reasoning_gym, or another reward.name"
         ]
     has_answers = prompts.source == "ifeval" or prompts.columns.answer_key is not None
     if name == "ifeval" and not has_answers:
@@ -111,8 +107,7 @@ def _objective(config: Config) -> list[str]:
     count = selected_count(selection, config.sampling.k)
     if name in ("pairwise", "dpo") and count > 2:
         return [
-            f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but "
-            "objective.name = "
+            f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
             f"{name!r} trains on 2, one winner and one loser; set lists.selection.policy=best_vs_worst"
         ]
     return []
@@ -137,15 +132,13 @@ def _temperatures(config: Config) -> list[str]:
         problems.append("sampling.temperatures = []: must hold one temperature or more, such as [1.0]")
     if count > sampling.k:
         problems.append(
-            f"sampling.temperatures has {count} values: sampling.k = {sampling.k} responses cannot be split "
-            "over them; "
-            f"set sampling.k={count} or more"
+            f"sampling.temperatures has {count} values: sampling.k = {sampling.k} responses cannot be split over "
+            f"them; set sampling.k={count} or more"
         )
     if planned and planned != iterations:
         problems.append(
-            f"sampling.temperature_by_iteration has {planned} values: training.iterations is {iterations}; "
-            "give one an "
-            "iteration, or none"
+            f"sampling.temperature_by_iteration has {planned} values: training.iterations is {iterations}; give one "
+            "an iteration, or none"
         )
     return problems
 
@@ -169,26 +162,22 @@ def _counts(config: Config) -> list[str]:
     step, drawn, problems = training.lists_per_step, training.prompts_per_iteration, []
     if pool is not None and drawn > pool:
         problems.append(
-            f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since "
-            "an iteration "
-            "draws a prompt once; lower it, or raise prompts.train_count"
+            f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since an "
+            "iteration draws a prompt once; lower it, or raise prompts.train_count"
         )
     if step < training.workers:
         problems.append(
-            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one "
-            "list a "
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
             "worker; raise it, or use fewer workers"
         )
     if step > drawn:
         problems.append(
-            f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or "
-            "an "
+            f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or an "
             "iteration has no full step; lower it"
         )
     if step > config.stream.capacity:
         problems.append(
-            f"training.lists_per_step = {step}: must be at most stream.capacity = {config.stream.capacity}, "
-            "or the "
+            f"training.lists_per_step = {step}: must be at most stream.capacity = {config.stream.capacity}, or the "
             f"stream can never hold a step's lists; lower it, or set stream.capacity={step} or more"
         )
     return problems

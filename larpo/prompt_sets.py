@@ -135,8 +135,7 @@ def _too_few(pools: Mapping[str, list[Prompt]], total: int) -> DataError:
     found = ", ".join(f"{task} {len(pool)}" for task, pool in pools.items())
     have = sum(len(pool) for pool in pools.values())
     return DataError(
-        f"prompts.tasks have {have} distinct questions ({found}), but prompts.train_count + "
-        "prompts.heldout_count = "
+        f"prompts.tasks have {have} distinct questions ({found}), but prompts.train_count + prompts.heldout_count = "
         f"{total}; lower these, widen the tasks' arguments, or add a task"
     )
 

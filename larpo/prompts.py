@@ -39,8 +39,7 @@ class PromptOrder:
         """
         if not 1 <= per_iteration <= self.count:
             raise DataError(
-                f"training.prompts_per_iteration = {per_iteration}: must be 1 to {self.count}, the training "
-                "prompts "
+                f"training.prompts_per_iteration = {per_iteration}: must be 1 to {self.count}, the training prompts "
                 "that there are, since an iteration draws a prompt once; lower it, or bring more prompts"
             )
         order = random.Random(stable_hash("prompt order", self.seed)).sample(range(self.count), self.count)
@@ -116,8 +115,7 @@ def _check_counts(train: int, heldout: int, prompts: Prompts) -> None:
     wanted = prompts.train_count or 1
     if train < wanted or heldout < prompts.heldout_count:
         raise DataError(
-            f"{prompts.source}: holds {train + heldout} usable prompts of different text, but "
-            "prompts.train_count = "
+            f"{prompts.source}: holds {train + heldout} usable prompts of different text, but prompts.train_count = "
             f"{prompts.train_count} and prompts.heldout_count = {prompts.heldout_count} ask for "
             f"{wanted + prompts.heldout_count}; lower one of them, or bring more prompts"
         )
@@ -127,8 +125,7 @@ def _check_ids(pool: Sequence[Prompt], source: str) -> None:
     twice = [name for name, count in Counter(prompt.id for prompt in pool).items() if count > 1]
     if twice:
         raise DataError(
-            f"{source}: {len(twice)} ids are used more than once, the first {twice[0]!r}; make ids unique, "
-            "or leave "
+            f"{source}: {len(twice)} ids are used more than once, the first {twice[0]!r}; make ids unique, or leave "
             "prompts.columns.id out to number the rows"
         )
 
@@ -184,8 +181,7 @@ def _hub_rows(prompts: Prompts) -> Rows:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"prompts.source = {prompts.source!r}: split {prompts.split!r} cannot be had from the hub "
-            f"({type(error).__name__}: {error}); check the id and prompts.split, or give a .jsonl or "
-            ".parquet file "
+            f"({type(error).__name__}: {error}); check the id and prompts.split, or give a .jsonl or .parquet file "
             f"(which needs no network) or a bundled set: {', '.join(BUNDLED_SETS)}"
         ) from error
     return [(f"{prompts.source}, row {number}", row) for number, row in enumerate(rows)]
@@ -236,8 +232,7 @@ def _paths(row: Mapping[str, Any], above: str = "") -> list[str]:
 def _one_turn(text: Any, column: str | None, where: str) -> tuple[Message, ...]:
     if text is not None and not isinstance(text, str):
         raise DataError(
-            f"{where}: prompts.columns.prompt = {column!r} holds {type(text).__name__}, not text; name a "
-            "text column, "
+            f"{where}: prompts.columns.prompt = {column!r} holds {type(text).__name__}, not text; name a text column, "
             "or use prompts.columns.messages for a list of turns"
         )
     return (Message("user", text or ""),)
@@ -250,9 +245,8 @@ def _messages(turns: Any, column: str, where: str) -> tuple[Message, ...]:
     if not all(isinstance(text, str) for text in texts):
         shown = repr(turns)
         raise DataError(
-            f"{where}: prompts.columns.messages = {column!r} must hold a list of {{role, content}} with "
-            "texts in both, "
-            f"not {shown[:100]}{'...' if len(shown) > 100 else ''}; name another column, or rewrite it"
+            f"{where}: prompts.columns.messages = {column!r} must hold a list of {{role, content}} with texts in "
+            f"both, not {shown[:100]}{'...' if len(shown) > 100 else ''}; name another column, or rewrite it"
         )
     messages = [Message(turn["role"], turn["content"]) for turn in turns]
     while messages and messages[-1].role != "user":
