@@ -1,9 +1,10 @@
-"""One rank's DeepSpeed engine and reference model: steps, weights out, checkpoints. DeepSpeed is met only here."""
+"""One rank's DeepSpeed engine: steps, weights out, checkpoints."""
 
 from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
-from actors.weights import PublishedFolder, encode_bucket, published_tensors, split_into_buckets
+from actors.reference import Reference
+from actors.sharding import deepspeed_config, full_numel, gathered
+from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from actors.work import StepWork
 from larpo.attention import attention_implementation
+from larpo.bound_objective import bind
 from larpo.config import Config
 from larpo.errors import CheckpointError
 from larpo.list_step import (
@@ -22,13 +26,13 @@ from larpo.list_step import (
     PassCounts,
     empty_row,
     list_log_probs,
+    mismatched_rows,
     pass_counts,
     rows_of,
     step_lists,
     stored_reference,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
-from larpo.objectives import get_objective
 from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
 from larpo.policy import load_policy
@@ -50,13 +54,13 @@ class TrainerEngine:
             if config.training.threads:
                 torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.run.seed)
-        self._objective = get_objective(config.objective.name)
+        self._objective = bind(config.objective)
         model = self._load_model()
         check_packed(model)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = self._deepspeed(model)
-        self._reference: Any = None
+        self._reference: Reference | None = None
 
     def _load_model(self) -> Any:
         policy = self._config.policy
@@ -104,31 +108,13 @@ class TrainerEngine:
         return scored(self._engine, row)
 
     def load_reference(self, weights: Path | None) -> None:
-        """The initial model, or the published weights in `weights`; frozen, and sharded as the policy is."""
-        if self._reference is None:
-            model = self._load_model().eval().requires_grad_(False)
-            reference = PackedScorer(model, self._config.training.chunk_tokens)
-            self._reference = self._sharded(reference) if self._config.training.zero_stage == 3 else reference
-        elif weights is None:
+        """The initial model, or the published weights in `weights`. An objective without a reference has none."""
+        if not self._objective.spec.reference:
             return
+        if self._reference is None:
+            self._reference = Reference(self._load_model(), self._config, self._ranks)
         if weights is not None:
-            self._fill_reference(weights)
-
-    def _sharded(self, reference: torch.nn.Module) -> torch.nn.Module:
-        import deepspeed
-
-        config = deepspeed_config(self._config, self._ranks) | {"zero_optimization": {"stage": 3}}
-        engine, *_ = deepspeed.initialize(model=reference, config=config, dist_init_required=False)
-        return engine
-
-    @torch.no_grad()
-    def _fill_reference(self, weights: Path) -> None:
-        assert self._reference is not None
-        parameters = {name.split("model.", 1)[1]: p for name, p in self._reference.named_parameters()}
-        for name, value in published_tensors(weights):
-            with self._gathered([parameters[name]], modifier_rank=0):
-                if parameters[name].shape == value.shape:
-                    parameters[name].copy_(value)
+            self._reference.fill(weights)
 
     def step(
         self, work: StepWork, rate: float, reference_name: str, version: int, on_policy: bool
@@ -139,15 +125,16 @@ class TrainerEngine:
         self.model.train()
         torch.manual_seed(stable_hash(self._config.run.seed, self._rank, work.position))  # the same after a restart
         lists, computed = self._packed(work.lists, reference_name)
+        divergence = self._divergence(work.lists) if self._objective.spec.divergence else None
         passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
         outcomes = step_lists(
             self._score,
             lists,
             objective=self._objective,
-            beta=self._config.objective.beta,
             divisor=work.list_count / self._ranks,  # DeepSpeed takes the mean over ranks
             passes=passes,
             backward=self._backward,
+            divergence=divergence,
         )
         norm, applied = self._apply()
         sums, stalest = rank_sums(outcomes, version)
@@ -188,23 +175,40 @@ class TrainerEngine:
         self, lists: tuple[CandidateList, ...], reference_name: str
     ) -> tuple[list[PackedList], dict[str, tuple[float, str]]]:
         """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now."""
+        needed, sharded = self._objective.spec.reference, self._config.training.zero_stage == 3
         packed: list[PackedList] = []
         computed: dict[str, tuple[float, str]] = {}
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         empty_passes = self._agree_on_passes([row for item_rows in rows for row in item_rows])
         for item, item_rows in zip(lists, rows, strict=True):
-            reference_M = stored_reference(item.candidates, reference_name)
-            if reference_M is None or self._config.training.zero_stage == 3:
-                reference_M = self._reference_of(item_rows).cpu()
+            reference_M = stored_reference(item.candidates, reference_name) if needed else None
+            if needed and (reference_M is None or sharded):
+                reference_M = self._reference_log_probs(item_rows).cpu()
                 computed |= {
                     candidate.id: (float(value), reference_name)
                     for candidate, value in zip(item.candidates, reference_M, strict=True)
                 }
             rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
             packed.append(PackedList(item, item_rows, rewards_M, reference_M))
-        for _ in range(empty_passes):
-            self._reference_of((empty_row(),))
+        for _ in range(empty_passes if needed else 0):
+            self._reference_log_probs((empty_row(),))
         return packed, computed
+
+    def _reference_log_probs(self, rows: Sequence[PackedRow]) -> Tensor:
+        assert self._reference is not None
+        return list_log_probs(self._reference.score, rows)
+
+    def _divergence(self, lists: Sequence[CandidateList]) -> Tensor:
+        """Mean log-ratio of policy and reference on mismatched rows of all ranks (Ethayarajh 2024, section 4.1)."""
+        rows = mismatched_rows(lists)
+        total = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for number in range(self.maximum([len(rows)])[0]):
+            row = rows[number] if number < len(rows) else empty_row()
+            ratio = list_log_probs(self._score, (row,)) - self._reference_log_probs((row,))
+            if number < len(rows):
+                total += torch.stack([ratio.sum(), torch.ones_like(ratio).sum()]).to(total)
+        torch.distributed.all_reduce(total)
+        return total[0] / total[1].clamp(min=1)
 
     def _agree_on_passes(self, rows: list[PackedRow]) -> int:
         """Under ZeRO-3, where each call of a module is collective, every rank makes as many passes of as many calls.
@@ -213,26 +217,21 @@ class TrainerEngine:
         """
         if self._config.training.zero_stage < 3:
             return 0
-        assert self._reference is not None
         chunks = [self._engine.module.chunks_of(row) for row in rows]
         passes, head_calls = self.maximum([len(rows), max(chunks, default=1)])
-        for engine in (self._engine, self._reference):
-            engine.module.head_calls = head_calls
+        self._engine.module.head_calls = head_calls
+        if self._reference is not None:
+            self._reference.head_calls = head_calls
         return passes - len(rows)
-
-    def _reference_of(self, rows: tuple) -> Tensor:
-        reference = self._reference
-        assert reference is not None
-        return list_log_probs(lambda row: scored(reference, row), rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
         parameters = dict(self.model.named_parameters())
         dtype = getattr(torch, self._config.policy.dtype)
-        sizes = {name: _full_numel(p) * dtype.itemsize for name, p in parameters.items()}
+        sizes = {name: full_numel(p) * dtype.itemsize for name, p in parameters.items()}
         target = PublishedFolder(folder, version) if self._rank == 0 else None
         for names in split_into_buckets(sizes, self._config.weights.bucket_mib * 2**20):
-            with self._gathered([parameters[name] for name in names]):
+            with gathered([parameters[name] for name in names], self._config):
                 if target is not None:
                     target.add(encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names}))
         if target is not None:
@@ -254,12 +253,6 @@ class TrainerEngine:
     def barrier(self) -> None:
         torch.distributed.barrier()
 
-    def _gathered(self, parameters: list, modifier_rank: int | None = None) -> Any:
-        import deepspeed
-
-        enabled = self._config.training.zero_stage == 3
-        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=enabled)
-
     def _sum(self, sums: dict[str, float]) -> dict[str, float]:
         values = torch.tensor([sums[name] for name in SUMS], dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(values)
@@ -277,33 +270,10 @@ class TrainerEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32.
-
-    Without ZeRO it can sum the gradients of bfloat16 weights in bfloat16 only.
-    """
-    training = config.training
-    summed_in = "bf16" if config.policy.dtype == "bfloat16" and training.zero_stage == 0 else "fp32"
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": ranks,
-        "gradient_clipping": training.optimizer.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": config.policy.dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": summed_in},
-        "steps_per_print": 10**9,
-    }
-
-
 def _device() -> torch.device:
     from ray.train.torch import get_device
 
     return get_device()
-
-
-def _full_numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _finite(value: float) -> bool:

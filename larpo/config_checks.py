@@ -6,8 +6,9 @@ limit and the next step. They read no data and import nothing heavy.
 
 from __future__ import annotations
 
-from larpo.config import OBJECTIVE_NAMES, Config, Selection, nearest
+from larpo.config import Config, Selection, nearest
 from larpo.errors import ConfigError
+from larpo.objective_table import OBJECTIVES
 from larpo.prompt_sets import BUNDLED_SETS
 from larpo.verifiers import check_verifier_name
 
@@ -102,15 +103,24 @@ def _reward(config: Config) -> list[str]:
 
 def _objective(config: Config) -> list[str]:
     name, selection = config.objective.name, config.lists.selection
-    if name not in OBJECTIVE_NAMES:
-        return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVE_NAMES)}"]
+    if name not in OBJECTIVES:
+        return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVES)}"]
+    spec, problems = OBJECTIVES[name], []
     count = selected_count(selection, config.sampling.k)
-    if name in ("pairwise", "dpo") and count > 2:
-        return [
+    if spec.uses == "pair" and count > 2:
+        problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
             f"{name!r} trains on 2, one winner and one loser; set lists.selection.policy=best_vs_worst"
-        ]
-    return []
+        )
+    if config.objective.reference == "iteration" and not spec.reference:
+        problems.append(
+            f"objective.reference = 'iteration': objective.name = {name!r} has no reference; leave the knob out"
+        )
+    for option in config.objective.options:
+        if option not in spec.options:
+            hint = nearest(option, spec.options) if spec.options else "it has none; leave them out"
+            problems.append(f"objective.options.{option}: objective.name = {name!r} has no such number; {hint}")
+    return problems
 
 
 def _selection(config: Config) -> list[str]:

@@ -104,6 +104,7 @@ def summary(result: HeldoutResult) -> dict[str, float]:
         "heldout/greedy": float(greedy_P.mean()),
         "heldout/fully_met": float((greedy_P >= FULL_REWARD).mean()),
         "heldout/fully_met_any": float((rewards_PN >= FULL_REWARD).any(axis=1).mean()),
+        "heldout/fully_met_samples": float((rewards_PN >= FULL_REWARD).mean()),
         "heldout/response_tokens": float(np.mean(result.response_tokens_PN)),
         "heldout/cut_off_share": float(result.cut_off_share),
         "heldout/prompts": prompts,
@@ -184,7 +185,15 @@ def done_record(before: HeldoutResult, after: HeldoutResult, *, resamples: int, 
     """The metrics of a run's last record: both policies, the difference and its interval."""
     _check_same_prompts(before, after)
     diff = paired_bootstrap(prompt_rewards(before), prompt_rewards(after), resamples=resamples, seed=seed)
-    nouns = ("reward", "greedy", "fully_met", "fully_met_any", "response_tokens", "cut_off_share")
+    nouns = (
+        "reward",
+        "greedy",
+        "fully_met",
+        "fully_met_any",
+        "fully_met_samples",
+        "response_tokens",
+        "cut_off_share",
+    )
     policies = {"before": summary(before), "after": summary(after)}
     numbers = {
         f"heldout/{noun}_{when}": policy[f"heldout/{noun}"] for when, policy in policies.items() for noun in nouns

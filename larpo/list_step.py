@@ -1,8 +1,8 @@
 """One optimizer step's forward and backward passes over one rank's lists. No optimizer, no process group.
 
 A list is one packed row, one forward and one backward pass. A list longer than the row limit is split into rows that
-repeat the prompt; its loss needs the scores of all rows before any row's gradient, so it takes two passes: the scores
-without gradient, then row by row with `d loss / d score` as fixed weights. The gradient is the same.
+repeat the prompt; its loss needs the log-probabilities of all rows before any row's gradient, so it takes two passes:
+without gradient, then row by row with `d loss / d log-probability` as fixed weights. The gradient is the same.
 
 Every rank makes the same number of passes: `pass_counts` tells this rank's, the caller takes the maximum over ranks,
 and a rank that has fewer makes empty ones, so that collectives inside a pass (ZeRO-3) stay in step.
@@ -12,26 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from larpo.baselines import ListBatch
+from larpo.bound_objective import BoundObjective
 from larpo.log_probs import PackedLogProbs
-from larpo.objectives import Objective
 from larpo.packing import PackedRow, pack_list, split_list
-from larpo.types import Candidate, CandidateList
+from larpo.types import Candidate, CandidateList, stable_hash
 
 Scorer = Callable[[PackedRow], PackedLogProbs]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedList:
-    """A list to train on: its rows, the rewards [M], and the reference log-probabilities [M]."""
+    """A list to train on: its rows, the rewards [M], and the reference log-probabilities [M] where there is one."""
 
     source: CandidateList
     rows: tuple[PackedRow, ...]
     rewards_M: Tensor
-    reference_M: Tensor
+    reference_M: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class ListOutcome:
     rows: int
     loss: float
     log_probs_M: Tensor
-    reference_M: Tensor
+    reference_M: Tensor | None
     scores_M: Tensor
     token_log_probs_N: Tensor
     token_entropies_N: Tensor
@@ -85,15 +87,29 @@ def empty_row() -> PackedRow:
     return pack_list([0], [[0]])
 
 
+def mismatched_rows(lists: Sequence[CandidateList]) -> list[PackedRow]:
+    """Each prompt with one response of the next list, the last with one of the first; none of a single list.
+
+    What KTO estimates its divergence on: text that the policy was not asked for.
+    """
+    if len(lists) < 2:
+        return []
+    rows = []
+    for item, other in zip(lists, [*lists[1:], lists[0]], strict=True):
+        response = other.candidates[stable_hash(item.id) % len(other.candidates)]
+        rows.append(pack_list(item.prompt_token_ids, [response.token_ids]))
+    return rows
+
+
 def step_lists(
     policy: Scorer,
     lists: Sequence[PackedList],
     *,
-    objective: Objective,
-    beta: float,
+    objective: BoundObjective,
     divisor: float,
     passes: PassCounts,
     backward: Callable[[Tensor, bool], None],
+    divergence: Tensor | None = None,
 ) -> list[ListOutcome]:
     """Forward and backward over this rank's lists.
 
@@ -102,53 +118,60 @@ def step_lists(
         divisor: lists of the global batch (times whatever the caller's reduction multiplies by).
         passes: the maximum of `pass_counts` over ranks.
         backward: called `passes.backward` times with a scalar loss and whether it is the last one.
+        divergence: scalar, for an objective that needs it.
     Returns:
         an outcome for each list.
     """
-    split_scores = _score_split_lists(policy, lists, beta, passes.scoring)
+    split_log_probs = _score_split_lists(policy, lists, passes.scoring)
     outcomes, made = [], 0
     for number, item in enumerate(lists):
-        weights = split_scores.get(number)
+        loss_of = partial(list_loss, objective, item, divergence)
+        whole_M = split_log_probs.get(number)
         parts = []
         for row_number, row in enumerate(item.rows):
             result = policy(row)
             parts.append(result)
-            reference = _of_row(item, item.reference_M, row_number).to(result.log_probs_M)
-            scores = beta * (result.log_probs_M - reference)
-            if weights is None:
-                loss = _list_loss(objective, scores, item.rewards_M)
+            if whole_M is None:
+                loss = loss_of(result.log_probs_M)
             else:
-                weight = _of_row(item, _score_gradient(objective, weights, item), row_number)
-                loss = (scores * weight).sum()
+                loss = (result.log_probs_M * _of_row(item, _gradient(loss_of, whole_M), row_number)).sum()
             made += 1
             backward(loss / divisor, made == passes.backward)
-        outcomes.append(_outcome(item, parts, objective, beta))
+        outcomes.append(_outcome(item, parts, objective, loss_of))
     for extra in range(made, passes.backward):
         nothing = policy(empty_row()).log_probs_M.sum() * 0.0
         backward(nothing, extra + 1 == passes.backward)
     return outcomes
 
 
-def _score_split_lists(policy: Scorer, lists: Sequence[PackedList], beta: float, passes: int) -> dict[int, Tensor]:
-    """Scores [M] of the lists that have several rows, by their number."""
-    scores, made = {}, 0
+def list_loss(objective: BoundObjective, item: PackedList, divergence: Tensor | None, log_probs_M: Tensor) -> Tensor:
+    """The loss of one list, a scalar, from its candidates' log-probabilities [M]."""
+    device = log_probs_M.device
+    batch = ListBatch(
+        log_probs_LM=log_probs_M[None],
+        rewards_LM=item.rewards_M[None].to(device),
+        lengths_LM=torch.tensor([[length for row in item.rows for length in row.response_lengths]], device=device),
+        reference_LM=None if item.reference_M is None else item.reference_M[None].to(log_probs_M),
+        divergence=None if divergence is None else divergence.to(device),
+    )
+    return objective.loss(batch).squeeze(0)
+
+
+def _score_split_lists(policy: Scorer, lists: Sequence[PackedList], passes: int) -> dict[int, Tensor]:
+    """Log-probabilities [M] of the lists that have several rows, by their number."""
+    log_probs, made = {}, 0
     for number, item in enumerate(lists):
         if len(item.rows) > 1:
             made += len(item.rows)
-            log_probs_M = list_log_probs(policy, item.rows)
-            scores[number] = beta * (log_probs_M - item.reference_M.to(log_probs_M))
+            log_probs[number] = list_log_probs(policy, item.rows)
     for _ in range(made, passes):
         list_log_probs(policy, [empty_row()])
-    return scores
+    return log_probs
 
 
-def _list_loss(objective: Objective, scores_M: Tensor, rewards_M: Tensor) -> Tensor:
-    return objective(scores_M[None], rewards_M[None].to(scores_M.device)).squeeze(0)
-
-
-def _score_gradient(objective: Objective, scores_M: Tensor, item: PackedList) -> Tensor:
-    scores_M = scores_M.detach().requires_grad_()
-    (gradient_M,) = torch.autograd.grad(_list_loss(objective, scores_M, item.rewards_M), scores_M)
+def _gradient(loss_of: Callable[[Tensor], Tensor], log_probs_M: Tensor) -> Tensor:
+    log_probs_M = log_probs_M.detach().requires_grad_()
+    (gradient_M,) = torch.autograd.grad(loss_of(log_probs_M), log_probs_M)
     return gradient_M
 
 
@@ -158,17 +181,20 @@ def _of_row(item: PackedList, values_M: Tensor, row_number: int) -> Tensor:
     return values_M.split(sizes)[row_number]
 
 
-def _outcome(item: PackedList, parts: Sequence[PackedLogProbs], objective: Objective, beta: float) -> ListOutcome:
+def _outcome(
+    item: PackedList,
+    parts: Sequence[PackedLogProbs],
+    objective: BoundObjective,
+    loss_of: Callable[[Tensor], Tensor],
+) -> ListOutcome:
     log_probs_M = torch.cat([part.log_probs_M.detach() for part in parts])
-    reference_M = item.reference_M.to(log_probs_M)
-    scores_M = beta * (log_probs_M - reference_M)
     return ListOutcome(
         source=item.source,
         rows=len(item.rows),
-        loss=float(_list_loss(objective, scores_M, item.rewards_M)),
+        loss=float(loss_of(log_probs_M)),
         log_probs_M=log_probs_M.cpu(),
-        reference_M=reference_M.cpu(),
-        scores_M=scores_M.cpu(),
+        reference_M=None if item.reference_M is None else item.reference_M.to(log_probs_M).cpu(),
+        scores_M=objective.scores(log_probs_M, item.reference_M).cpu(),
         token_log_probs_N=torch.cat([part.token_log_probs_N.detach() for part in parts]).cpu(),
         token_entropies_N=torch.cat([part.token_entropies_N for part in parts]).cpu(),
     )

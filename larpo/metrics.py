@@ -125,6 +125,7 @@ _HELDOUT_NOUNS = (
     ("greedy", "reward", "mean reward of the greedy response"),
     ("fully_met", "share", "prompts whose greedy response has reward 1"),
     ("fully_met_any", "share", "prompts of which at least one of n samples has reward 1"),
+    ("fully_met_samples", "share", "samples that have reward 1"),
     ("response_tokens", "tokens", "length of a sampled response, mean"),
     ("cut_off_share", "share", "sampled responses cut at the length limit"),
 )

@@ -11,19 +11,17 @@ candidates; what stands in the padding, nan and inf included, reaches neither th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from larpo.errors import ConfigError, DataError
+from larpo.errors import DataError
 
 
 class Objective(Protocol):
-    """The signature that every score objective shares."""
+    """The signature that every score objective shares; some take keyword options beside."""
 
     def __call__(self, scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None = None) -> Tensor: ...
 
@@ -46,7 +44,7 @@ def pairwise(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None = No
     >>> pairwise(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[9.0, 0.0, 5.0]]))  # -log sigmoid(3 - 1)
     tensor([0.1269])
     """
-    scores_LM, where_LM, beats_LMM = _order(scores_LM, rewards_LM, where_LM)
+    scores_LM, where_LM, beats_LMM = order_of(scores_LM, rewards_LM, where_LM)
     best_LM, worst_LM = where_LM & ~beats_LMM.any(1), where_LM & ~beats_LMM.any(2)
     pairs_LMM = beats_LMM & best_LM[:, :, None] & worst_LM[:, None, :]
     loss_LMM = torch.where(pairs_LMM, _pair_loss(scores_LM), 0.0)
@@ -71,7 +69,7 @@ def contrastive(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None =
     >>> contrastive(torch.zeros(1, 4), torch.tensor([[9.0, 0.0, 5.0, 1.0]])).exp()  # one of four, all alike
     tensor([4.])
     """
-    scores_LM, where_LM, beats_LMM = _order(scores_LM, rewards_LM, where_LM)
+    scores_LM, where_LM, beats_LMM = order_of(scores_LM, rewards_LM, where_LM)
     best_LM = where_LM & ~beats_LMM.any(1)
     return torch.where(best_LM, _choice_loss(scores_LM, beats_LMM), 0.0).sum(1) / best_LM.sum(1).clamp(min=1)
 
@@ -94,7 +92,7 @@ def lambdarank(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None = 
     >>> lambdarank(torch.zeros(1, 3), torch.tensor([[9.0, 0.0, 5.0]])).div(3).exp()  # three pairs, log 2 each
     tensor([2.])
     """
-    scores_LM, _, beats_LMM = _order(scores_LM, rewards_LM, where_LM)
+    scores_LM, _, beats_LMM = order_of(scores_LM, rewards_LM, where_LM)
     return torch.where(beats_LMM, _pair_loss(scores_LM), 0.0).sum((1, 2))
 
 
@@ -117,26 +115,12 @@ def listmle(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None = Non
     >>> listmle(torch.zeros(1, 3), torch.tensor([[9.0, 0.0, 5.0]])).exp()  # one order of 3!
     tensor([6.])
     """
-    scores_LM, _, beats_LMM = _order(scores_LM, rewards_LM, where_LM)
+    scores_LM, _, beats_LMM = order_of(scores_LM, rewards_LM, where_LM)
     return _choice_loss(scores_LM, beats_LMM).sum(1)
 
 
-def get_objective(name: str) -> Objective:
-    """The objective of that name.
-
-    Raises:
-        ConfigError: no objective has that name; the message lists those there are.
-
-    >>> get_objective("dpo") is pairwise
-    True
-    """
-    if name not in OBJECTIVES:
-        raise ConfigError(f"objective {name!r} is not known; choose one of: {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name]
-
-
-def _order(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What every objective starts from: scores_LM, where_LM and beats_LMM.
+def order_of(scores_LM: Tensor, rewards_LM: Tensor, where_LM: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What every score objective starts from: scores_LM, where_LM and beats_LMM.
 
     Scores are at least float32, and 0 in the padding, so that no nan of it can reach a gradient. beats_LMM
     is True at (l, i, j) where i and j are real and i's reward is strictly higher.
@@ -165,14 +149,3 @@ def _choice_loss(scores_LM: Tensor, beats_LMM: Tensor) -> Tensor:
     beaten_LMM = torch.where(beats_LMM, scores_LM[:, None, :], -torch.inf).masked_fill(beats_none_LM1, 0.0)
     loss_LM = -F.logsigmoid(scores_LM - beaten_LMM.logsumexp(2))
     return torch.where(beats_none_LM1.squeeze(2), 0.0, loss_LM)
-
-
-OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
-    {
-        "pairwise": pairwise,
-        "dpo": pairwise,
-        "contrastive": contrastive,
-        "lambdarank": lambdarank,
-        "listmle": listmle,
-    }
-)

@@ -56,12 +56,12 @@ def step_metrics(sums: Mapping[str, float], stalest: float, *, on_policy: bool) 
         "train/tokens": sums["tokens"],
         "train/rows": sums["rows"],
         "train/loss": share("loss", "lists"),
-        "train/kl_to_reference": share("kl", "kl_tokens"),
         "train/entropy": share("entropy", "response_tokens"),
         "train/score_gap": share("score_gap", "lists"),
         "train/ranking_accuracy": share("right_pairs", "ordered_pairs"),
         "train/staleness_mean": share("staleness", "fresh_candidates"),
         "train/staleness_max": stalest,
+        **({"train/kl_to_reference": sums["kl"] / sums["kl_tokens"]} if sums["kl_tokens"] else {}),
         **({"train/log_prob_gap" if on_policy else "train/policy_gap": share("gap", "fresh_tokens")}),
     }
 
@@ -95,6 +95,8 @@ def _kl_sums(outcome: ListOutcome) -> dict[str, float]:
     The responses were drawn before the policy moved, and half of them lost: the plain mean would fall below zero.
     """
     kl = tokens = 0.0
+    if outcome.reference_M is None:
+        return {"kl": kl, "kl_tokens": tokens}
     for candidate, log_prob, reference in zip(
         outcome.source.candidates, outcome.log_probs_M.tolist(), outcome.reference_M.tolist(), strict=True
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts.align import parser
+from scripts import align, lists
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,12 +27,13 @@ def test_the_map_names_nothing_that_is_gone():
     assert set(modules) - there == set()
 
 
-def test_every_align_command_parses():
-    commands = re.findall(r"^python -m scripts\.align ([^#\n]*)", README, flags=re.MULTILINE)
-    assert len(commands) >= 3
+@pytest.mark.parametrize(("script", "parse"), [("align", align.parser), ("lists", lists.parser)])
+def test_every_command_parses(script, parse):
+    commands = re.findall(rf"^python -m scripts\.{script} ([^#\n]*)", README, flags=re.MULTILINE)
+    assert len(commands) >= 2
     for command in commands:
         words = [word.strip("[]").replace("...", "") for word in command.split()]
-        parser().parse_args([word for word in words if word])
+        parse().parse_args([word for word in words if word])
 
 
 def test_every_bundled_recipe_is_in_the_table():

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from actors.checkpoints import newest_checkpoint
+from larpo.baselines import ListBatch
+from larpo.bound_objective import BoundObjective
 from larpo.errors import CheckpointError, TrainingError
+from larpo.list_step import mismatched_rows
 from larpo.log_probs import plain_log_probs
-from larpo.objectives import OBJECTIVES
+from larpo.objective_table import get_spec
 from larpo.policy import load_policy
 
 FLOAT32, FLOAT32_WIDER, BFLOAT16 = 1e-4, 1e-3, 0.06
@@ -50,7 +53,8 @@ def plain(tiny_policy):
         for number, batch in enumerate(batches):
             if number in refresh:
                 reference = copy.deepcopy(policy)
-            loss = sum(_list_loss(policy, reference, item, objective) for item in batch) / len(batch)
+            divergence = _divergence(policy, reference, batch)
+            loss = sum(_list_loss(policy, reference, item, objective, divergence) for item in batch) / len(batch)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
@@ -64,18 +68,36 @@ def _weights(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _list_loss(policy, reference, item, objective):
+def _list_loss(policy, reference, item, objective, divergence):
     """One list's loss at beta = 1, a sequence at a time."""
 
     def log_probs_M(model):
-        return torch.stack(
-            [plain_log_probs(model, item.prompt_token_ids, candidate.token_ids).sum() for candidate in item.candidates]
-        )
+        return torch.stack([plain_sum(model, item.prompt_token_ids, c.token_ids) for c in item.candidates])
 
     with torch.no_grad():
         reference_M = log_probs_M(reference)
-    rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
-    return OBJECTIVES[objective]((log_probs_M(policy) - reference_M)[None], rewards_M[None])[0]
+    batch = ListBatch(
+        log_probs_LM=log_probs_M(policy)[None],
+        reference_LM=reference_M[None],
+        rewards_LM=torch.tensor([[candidate.reward for candidate in item.candidates]]),
+        lengths_LM=torch.tensor([[len(candidate.token_ids) for candidate in item.candidates]]),
+        divergence=divergence,
+    )
+    return BoundObjective(get_spec(objective), 1.0).loss(batch)[0]
+
+
+def plain_sum(model, prompt_ids, response_ids):
+    return plain_log_probs(model, prompt_ids, response_ids).sum()
+
+
+@torch.no_grad()
+def _divergence(policy, reference, batch):
+    """Each prompt with a response of the next list; which one is the program's choice."""
+    ratios = []
+    for row in mismatched_rows(batch):
+        prompt, response = row.input_ids_T[: row.prompt_length].tolist(), row.target_ids_N.tolist()
+        ratios.append(plain_sum(policy, prompt, response) - plain_sum(reference, prompt, response))
+    return torch.stack(ratios).mean()
 
 
 def distance(found, expected, start) -> float:
@@ -101,6 +123,29 @@ def test_one_rank_takes_the_steps_of_plain_adamw(one_rank, plain, lists, start):
     assert one_rank.metric("bad_steps") == [0, 0]
     assert min(one_rank.metric("grad_norm")) > 0.5
     assert distance(one_rank.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
+
+
+@pytest.mark.parametrize("name", ["simpo", pytest.param("kto", marks=pytest.mark.slow)])
+def test_baselines_take_the_steps_of_plain_adamw_too(train, trainer_config, plain, lists, start, tmp_path, name):
+    """One without a reference, one that needs a divergence on top of it; the reference is computed or it is not."""
+    config = trainer_config(training={"row_tokens": ROW_TOKENS}, objective={"name": name})
+    trained = train(config, tmp_path, [[lists[:5], lists[5:]]])
+    assert distance(trained.policy(1), plain([lists[:5], lists[5:]], objective=name), start) < FLOAT32
+    assert bool(trained.references) == get_spec(name).reference
+    assert ("train/kl_to_reference" in trained.steps[0]["metrics"]) == get_spec(name).reference
+
+
+@pytest.mark.slow
+def test_ranks_of_sharded_weights_stay_in_step_when_kto_asks_for_more_passes(
+    train, trainer_config, lists, wider_policy, tmp_path
+):
+    """Three lists on one rank, two on the other, then two and one: one of them has no stranger to compare with."""
+    config = trainer_config(
+        training={"workers": 2, "zero_stage": 3, "chunk_tokens": 4, "row_tokens": ROW_TOKENS}, objective={"name": "kto"}
+    )
+    trained = train(config, tmp_path, [[lists[:5], lists[5:]]], policy=wider_policy)
+    assert trained.metric("lists") == [5, 3]
+    assert trained.metric("bad_steps") == [0, 0]
 
 
 def layouts(*quick):

@@ -44,6 +44,7 @@ def test_summary_is_the_mean_over_prompts_of_the_mean_of_samples() -> None:
     assert numbers["heldout/greedy"] == 1.5 / 4
     assert numbers["heldout/fully_met"] == 1 / 4
     assert numbers["heldout/fully_met_any"] == 2 / 4
+    assert numbers["heldout/fully_met_samples"] == 3 / 8
     assert numbers["heldout/response_tokens"] == 160 / 8
     assert numbers["heldout/cut_off_share"] == 0.25
 

@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from larpo.attention import attention_implementation
+from larpo.bound_objective import BoundObjective
 from larpo.list_step import PackedList, PassCounts, list_log_probs, pass_counts, rows_of, step_lists
 from larpo.log_probs import packed_log_probs, plain_log_probs
-from larpo.objectives import lambdarank, listmle
+from larpo.objective_table import get_spec
+from larpo.objectives import lambdarank
 
 LENGTHS = ((9, 1, 14), (5, 11), (2, 7, 3, 12))
 BETA = 0.5
+
+
+def bound(name, **options):
+    return BoundObjective(get_spec(name), BETA, options)
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def packed(lists, row_tokens):
     return items
 
 
-def run_step(policy, items, *, objective=lambdarank, divisor=1.0, passes=None):
+def run_step(policy, items, *, objective="lambdarank", divisor=1.0, passes=None, divergence=None):
     """Outcomes, the gradients of all parameters as one vector, and what `backward` was told of each pass."""
     policy.zero_grad()
     last_flags, losses = [], []
@@ -45,22 +51,23 @@ def run_step(policy, items, *, objective=lambdarank, divisor=1.0, passes=None):
     outcomes = step_lists(
         lambda row: packed_log_probs(policy, row),
         items,
-        objective=objective,
-        beta=BETA,
+        objective=bound(objective),
         divisor=divisor,
         passes=passes or pass_counts(items),
         backward=backward,
+        divergence=divergence,
     )
     return outcomes, torch.cat([p.grad.flatten() for p in policy.parameters()]), last_flags, losses
 
 
-@pytest.mark.parametrize("objective", [lambdarank, listmle])
+@pytest.mark.parametrize("objective", ["lambdarank", "listmle", "approx_ndcg", "rrhf", "simpo", "kto"])
 @pytest.mark.parametrize("row_tokens", [18, 20, 24])
 def test_a_list_split_over_rows_has_the_loss_and_the_gradient_of_one_row(policy, lists, objective, row_tokens):
-    whole, whole_gradient, *_ = run_step(policy, packed(lists, 4096), objective=objective)
+    divergence = torch.tensor(0.5)
+    whole, whole_gradient, *_ = run_step(policy, packed(lists, 4096), objective=objective, divergence=divergence)
     items = packed(lists, row_tokens)
     assert max(len(item.rows) for item in items) > 1
-    split, split_gradient, *_ = run_step(policy, items, objective=objective)
+    split, split_gradient, *_ = run_step(policy, items, objective=objective, divergence=divergence)
     assert [outcome.loss for outcome in split] == pytest.approx([outcome.loss for outcome in whole], rel=1e-5)
     torch.testing.assert_close(split_gradient, whole_gradient, rtol=1e-5, atol=1e-5 * float(whole_gradient.abs().max()))
 
@@ -111,8 +118,7 @@ def test_every_pass_enters_the_model_as_often_as_it_was_counted(policy, lists):
     step_lists(
         score,
         items,
-        objective=lambdarank,
-        beta=BETA,
+        objective=bound("lambdarank"),
         divisor=1.0,
         passes=passes,
         backward=lambda loss, last: loss.backward(),

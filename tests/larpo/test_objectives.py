@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import larpo.objectives
 from larpo.attention import SEGMENTS
-from larpo.errors import ConfigError, DataError
+from larpo.errors import DataError
 from larpo.log_probs import packed_log_probs
-from larpo.objectives import OBJECTIVES, contrastive, get_objective, lambdarank, listmle, pairwise
+from larpo.objectives import contrastive, lambdarank, listmle, pairwise
 from larpo.packing import pack_list
 
 ALL = [pairwise, contrastive, lambdarank, listmle]
@@ -162,14 +162,6 @@ def test_shapes_that_differ_are_refused(objective):
         objective(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(DataError, match=r"\(3,\)"):
         objective(torch.zeros(3), torch.zeros(3))
-
-
-def test_objectives_are_known_by_name():
-    assert get_objective("dpo") is pairwise
-    assert all(get_objective(objective.__name__) is objective for objective in ALL)
-    with pytest.raises(ConfigError, match="'lambdarnak' is not known; choose one of: contrastive, dpo, lambdarank"):
-        get_objective("lambdarnak")
-    assert set(OBJECTIVES) == {"pairwise", "dpo", "contrastive", "lambdarank", "listmle"}
 
 
 class ScoresAsGiven:

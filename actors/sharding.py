@@ -1,0 +1,42 @@
+"""What DeepSpeed is told, and how the parameters that its ZeRO stage 3 keeps in pieces are put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from larpo.config import Config
+
+
+def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32.
+
+    Without ZeRO it can sum the gradients of bfloat16 weights in bfloat16 only.
+    """
+    training = config.training
+    summed_in = "bf16" if config.policy.dtype == "bfloat16" and training.zero_stage == 0 else "fp32"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": ranks,
+        "gradient_clipping": training.optimizer.clip_norm,
+        "zero_optimization": {"stage": training.zero_stage},
+        "bf16": {"enabled": config.policy.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": summed_in},
+        "steps_per_print": 10**9,
+    }
+
+
+def gathered(parameters: list, config: Config, modifier_rank: int | None = None) -> Any:
+    """A context in which the parameters are whole on every rank; all ranks enter it together.
+
+    What `modifier_rank` writes there is what all ranks have afterwards.
+    """
+    import deepspeed
+
+    enabled = config.training.zero_stage == 3
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=enabled)
+
+
+def full_numel(parameter: Any) -> int:
+    """Elements of a parameter that may lie in pieces."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
