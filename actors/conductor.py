@@ -43,7 +43,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
             base = await evaluate(cast, progress, 0)
         elif each:
             await evaluate(cast, progress, iteration)
-        progress.begin(TRAINING, iteration, progress.total, progress.total)
+        progress.begin(TRAINING, iteration, training.prompts_per_iteration, training.prompts_per_iteration)
         await cast.wait_trained(iteration)
         await cast.samplers.update()
         progress.log("iteration", progress.busy(), iteration=iteration)

@@ -58,11 +58,12 @@ def check_machine(config: Config) -> None:
 
 
 def needed_resources(config: Config) -> dict[str, float]:
-    """Ray resources of all samplers and trainer workers together."""
+    """Ray resources of all samplers, trainer workers and reward actors together."""
     total: dict[str, float] = {}
     for count, resources in (
         (config.samplers.count, config.samplers.resources),
         (config.training.workers, config.training.resources_per_worker),
+        (config.reward.replicas, config.reward.resources),
     ):
         for name, amount in resources.items():
             total[name] = total.get(name, 0.0) + count * amount
@@ -106,21 +107,21 @@ def place_stream(config: Config, lists_folder: str) -> Any:
 def place_reward(section: Reward) -> Any:
     import ray
 
-    actor = ray.remote(RewardActor).options(num_cpus=0, max_concurrency=1000)
-    return actor.remote(section)
+    options = _asked(section.resources)
+    return ray.remote(RewardActor).options(**options, max_concurrency=1000).remote(section)
 
 
 def place_sampler(config: Config, options: EngineOptions, store: Any) -> Any:
     import ray
 
-    resources = dict(config.samplers.resources)
-    actor = ray.remote(Sampler).options(
-        num_cpus=resources.pop("CPU", 0),
-        num_gpus=resources.pop("GPU", 0),
-        resources=resources,
-        max_concurrency=10_000,
-    )
+    actor = ray.remote(Sampler).options(**_asked(config.samplers.resources), max_concurrency=10_000)
     return actor.remote(options, store)
+
+
+def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Ray's options for resources by name; no CPU where none is named."""
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
 def kill(actor: Any) -> None:

@@ -89,7 +89,7 @@ def describe(run: PreparedRun) -> str:
         f" {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.name}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
         "  others        list stream, weight store (no CPU reserved)",
         f"  cluster       {needs} in all",
         f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"

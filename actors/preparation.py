@@ -15,8 +15,8 @@ from larpo.errors import ConfigError, DataError
 from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
+from larpo.rewards import check_reward
 from larpo.types import Prompt
-from larpo.verifiers import verifier_version
 
 CONFIG_FILE = "config.yaml"
 
@@ -98,7 +98,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
 
     Raises ConfigError or DataError naming what cannot be used.
     """
-    verifier_version(config.reward.name)
+    check_reward(config.reward)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
     tokenizer = load_tokenizer(policy.path, config.policy.trust_remote_code)

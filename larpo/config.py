@@ -87,12 +87,46 @@ class Sampling(Section):
     cut_off: Literal["as_is", "last", "drop"] = "as_is"  # rank of a response cut at the limit
 
 
+class Classifier(Section):
+    """A reward model with a head of one output (`kind: sequence_classification`)."""
+
+    model: str | None = None  # Hugging Face hub id or local folder
+    revision: str | None = None  # hub revision
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of its weights
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
+    batch_tokens: Positive = 16384  # tokens of one batch, padding included
+    max_tokens: Positive = 4096  # a longer conversation gets failed_reward (reported), never a cut
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
+class Endpoint(Section):
+    """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
+
+    addresses: tuple[str, ...] = ()  # such as http://127.0.0.1:8100; taken by turns, a failing one is passed over
+    timeout_s: Seconds = 60.0  # one request, whatever trickles in
+    retries: Annotated[int, Field(ge=0)] = 5  # further attempts at a request
+    backoff_s: Seconds = 0.5  # wait before the first of them, doubled for each further one
+    reply_mib: Positive = 16  # longest reply
+
+
 class Reward(Section):
-    kind: Literal["verifier"] = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, ifeval
+    kind: Literal["verifier", "sequence_classification", "http"] = "verifier"  # what ranks
+    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
     timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
-    failed_reward: float = 0.0  # reward of a response whose verifier raised, hung or gave NaN (reported)
+    failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
     replicas: Positive = 1  # reward actors
+    resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
+    classifier: Classifier = Classifier()
+    endpoint: Endpoint = Endpoint()
+
+    @property
+    def source(self) -> str:
+        """What gives the rewards, in a word."""
+        return {
+            "verifier": self.name,
+            "sequence_classification": str(self.classifier.model),
+            "http": ", ".join(self.endpoint.addresses),
+        }[self.kind]
 
 
 class Selection(Section):

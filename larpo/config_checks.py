@@ -6,6 +6,8 @@ limit and the next step. They read no data and import nothing heavy.
 
 from __future__ import annotations
 
+import re
+
 from larpo.config import Config, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
@@ -82,6 +84,25 @@ def _columns(config: Config) -> list[str]:
 
 
 def _reward(config: Config) -> list[str]:
+    reward = config.reward
+    if reward.kind == "verifier":
+        return _verifier(config)
+    if reward.kind == "sequence_classification":
+        if reward.classifier.model is not None:
+            return []
+        return ["reward.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    problems = [
+        f"reward.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
+        "password (a token goes into LARPO_REWARD_TOKEN)"
+        for address in reward.endpoint.addresses
+        if not re.fullmatch(r"https?://[^\s@]+", address)
+    ]
+    if not reward.endpoint.addresses:
+        problems.append("reward.endpoint.addresses = []: http needs one address or more, such as http://127.0.0.1:8100")
+    return problems
+
+
+def _verifier(config: Config) -> list[str]:
     name, prompts = config.reward.name, config.prompts
     try:
         check_verifier_name(name)

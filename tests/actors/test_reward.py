@@ -4,8 +4,10 @@ import asyncio
 import time
 
 import pytest
+from ray.exceptions import RayActorError
 
 from actors.reward import RewardActor
+from larpo.config import Classifier, Config, Endpoint
 from larpo.config import Reward as RewardSection
 from larpo.rewards import Reward
 from larpo.types import Message, Prompt
@@ -86,3 +88,34 @@ def test_in_a_ray_actor(local_ray):
     assert local_ray.get(actor.describe.remote(), timeout=10)["name"] == "reasoning_gym"
     assert local_ray.get(actor.stats.remote(), timeout=10)["responses"] == 5
     kill(actor)
+
+
+def test_a_model_with_a_head_in_a_ray_actor(local_ray, tiny_policy, tmp_path):
+    """The same rewards as in this process, and resources that a recipe asks for."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    from actors.placement import kill, needed_resources, place_reward
+    from larpo.rewards import make_reward_model
+
+    model = LlamaForSequenceClassification.from_pretrained(tiny_policy, num_labels=1)
+    model.config.pad_token_id = 0
+    model.save_pretrained(tmp_path / "head")
+    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(tmp_path / "head")
+    section = RewardSection(
+        kind="sequence_classification",
+        classifier=Classifier(model=str(tmp_path / "head"), dtype="float32"),
+        resources={"CPU": 1},
+        replicas=2,
+    )
+    assert needed_resources(Config(reward=section))["CPU"] == needed_resources(Config())["CPU"] + 2
+    actor = place_reward(section)
+    assert local_ray.get(actor.rank.remote(REQUESTS), timeout=120) == make_reward_model(section).score_lists(REQUESTS)
+    kill(actor)
+
+
+def test_a_reward_model_that_cannot_be_loaded_tells_why(local_ray):
+    from actors.placement import place_reward
+
+    actor = place_reward(RewardSection(kind="http", endpoint=Endpoint(addresses=("http://127.0.0.1:1",), retries=0)))
+    with pytest.raises(RayActorError, match="the reward server gave no answer in 1 attempts"):
+        local_ray.get(actor.describe.remote(), timeout=60)

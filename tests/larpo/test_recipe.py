@@ -268,3 +268,26 @@ def test_every_objective_can_be_named_in_a_recipe(name):
 )
 def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.kind=sequence_classification"], "reward.classifier.model is not given"),
+        (["reward.kind=http"], "reward.endpoint.addresses = []: http needs one address or more"),
+        (["reward.kind=http", "reward.endpoint.addresses=[127.0.0.1:8100]"], "must begin with http:// or https://"),
+        (["reward.kind=http", "reward.endpoint.addresses=['http://me:secret@host']"], "hold no user or password"),
+        (["reward.kind=htp"], "reward.kind"),
+    ],
+)
+def test_a_reward_without_what_its_kind_asks_for_is_refused(overrides, message):
+    assert message in refusal(*overrides)
+
+
+def test_every_kind_of_reward_can_be_named_in_a_recipe():
+    load_config(
+        "quickstart", ["reward.name=gsm8k", "prompts.source=x.jsonl", "prompts.tasks={}", "prompts.columns.prompt=q"]
+    )
+    load_config("quickstart", ["reward.kind=sequence_classification", "reward.classifier.model=some/model"])
+    served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
+    assert served.reward.source == "http://127.0.0.1:8100"

@@ -12,8 +12,9 @@ import pytest
 
 from larpo.config import Reward as RewardSection
 from larpo.errors import ConfigError, DataError, RewardError
-from larpo.rewards import Reward, VerifierReward, make_reward_model, verifier_fingerprint
+from larpo.rewards import Reward, make_reward_model
 from larpo.types import Message, Prompt
+from larpo.verifier_reward import VerifierReward, verifier_fingerprint
 
 ODD = """
 import ctypes, os, re, sys, time
@@ -156,7 +157,7 @@ def test_a_closed_model_says_so(odd_path):
 def test_verifiers_that_cannot_be_loaded(odd_path):
     (odd_path / "broken_verifiers.py").write_text("import no_such_package\ndef f(prompt, response): return 0.0\n")
     (odd_path / "dying_verifiers.py").write_text("import os\nos._exit(9)\n")
-    with pytest.raises(ConfigError, match="known: ifeval, reasoning_gym"):
+    with pytest.raises(ConfigError, match="known: gsm8k, ifeval, reasoning_gym"):
         make_reward_model(RewardSection(name="nope"))
     with pytest.raises(ConfigError, match="no_such_package"):
         VerifierReward("broken_verifiers:f")
@@ -175,7 +176,7 @@ def test_fingerprint_depends_on_what_alters_rewards_and_on_nothing_else():
 
 PARENT = """
 import sys, threading
-from larpo.rewards import VerifierReward
+from larpo.verifier_reward import VerifierReward
 from larpo.types import Prompt
 model = VerifierReward("odd_verifiers:odd", timeout_s=500.0)
 print(int(model.score(Prompt("p", ()), ["pid"])[0].value), flush=True)

@@ -13,6 +13,7 @@ from larpo.types import Message, Prompt
 from larpo.verifiers import (
     check_verifier_name,
     get_verifier,
+    gsm8k,
     ifeval,
     last_number,
     reasoning_gym,
@@ -228,3 +229,24 @@ def test_version_follows_the_code_that_verifies(tmp_path, monkeypatch):
     assert verifier_version("reasoning_gym").startswith("reasoning-gym==")
     with pytest.raises(ConfigError, match="no_such_module_here"):
         verifier_version("no_such_module_here:f")
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "reward"),
+    [
+        ("She sells 16 - 3 = <<16-3=13>>13.\n#### 1,800", "So it is $1,800.00.", 1.0),
+        ("#### 18", "18.0", 1.0),
+        ("18", "18 apples, of 20", 0.0),
+        (18, "I do not know", 0.0),
+        ("#### -3", "x = -3", 1.0),
+        ("#### 13\nnote: #### 18", "18", 1.0),
+    ],
+)
+def test_gsm8k_compares_the_last_number_with_what_follows_the_last_hashes(answer, response, reward):
+    assert gsm8k(Prompt("p", (), "", {"answer": answer}), response) == reward
+
+
+def test_gsm8k_without_a_gold_number_is_refused():
+    with pytest.raises(DataError, match="'#### none' holds no number"):
+        gsm8k(Prompt("p", (), "", {"answer": "#### none"}), "1")
+    assert verifier_version("gsm8k").startswith("larpo==")

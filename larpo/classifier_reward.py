@@ -1,0 +1,140 @@
+"""Rewards by a Hugging Face model with a head of one output, such as a Bradley-Terry reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from larpo.chat import plain_text
+from larpo.config import Classifier
+from larpo.errors import ConfigError, DataError
+from larpo.hub import find_model
+from larpo.model_folder import fingerprint
+from larpo.rewards import Request, Reward, finite
+from larpo.types import Prompt, stable_hash
+
+
+class ClassifierReward:
+    """Scores the whole conversation, prompt and response, with the model's own tokenizer and chat template.
+
+    Without a chat template the tokenizer gets prompt and response as a pair of texts, as cross-encoders are trained. A
+    conversation of more than `max_tokens` tokens, and a score that is not finite, cost that one reward.
+
+    Raises ConfigError or DataError as `classifier_folder`.
+    """
+
+    def __init__(self, section: Classifier, *, failed_reward: float = 0.0) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = classifier_folder(section)
+        shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
+        self._section, self._failed = section, failed_reward
+        self._device = torch.device(_device(section))
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **shared)
+        self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=getattr(torch, section.dtype), use_safetensors=True, **shared
+        )
+        self._model.to(self._device).eval()
+        self.fingerprint = f"{stable_hash('classifier', fingerprint(folder), section.dtype, section.max_tokens):016x}"
+
+    def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+        return self.score_lists([(prompt, responses)])[0]
+
+    def score_lists(self, requests: Sequence[Request]) -> list[list[Reward]]:
+        """All conversations of all lists, in batches of similar length."""
+        encoded = [self._encode(prompt, text) for prompt, texts in requests for text in texts]
+        limit = self._section.max_tokens
+        rewards = {
+            number: Reward(self._failed, f"{len(ids)} tokens, over the limit of {limit} (reward.classifier.max_tokens)")
+            for number, (ids, _) in enumerate(encoded)
+            if len(ids) > limit
+        }
+        for batch in self._batches({n: item for n, item in enumerate(encoded) if n not in rewards}):
+            scores = self._scores([encoded[number] for number in batch])
+            rewards |= {n: finite(score, self._failed) for n, score in zip(batch, scores, strict=True)}
+        flat = iter(rewards[number] for number in range(len(encoded)))
+        return [[next(flat) for _ in texts] for _, texts in requests]
+
+    def close(self) -> None:
+        del self._model
+
+    def _encode(self, prompt: Prompt, response: str) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and their token types (all 0 where the model knows none)."""
+        if self._tokenizer.chat_template is None:
+            pair = self._tokenizer(plain_text(prompt.messages), response)
+            ids = list(pair["input_ids"])
+            return ids, list(pair.get("token_type_ids", [0] * len(ids)))
+        turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        turns.append({"role": "assistant", "content": response})
+        ids = list(self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+        return ids, [0] * len(ids)
+
+    def _batches(self, encoded: dict[int, tuple[list[int], list[int]]]) -> Iterator[list[int]]:
+        """Numbers of the conversations of each batch; of one length only where the model has no padding token."""
+        pads = self._model.config.pad_token_id is not None
+        batch: list[int] = []
+        longest = 0
+        for number in sorted(encoded, key=lambda n: len(encoded[n][0])):
+            length = len(encoded[number][0])
+            if batch and (length * (len(batch) + 1) > self._section.batch_tokens or (length != longest and not pads)):
+                yield batch
+                batch = []
+            batch.append(number)
+            longest = length
+        if batch:
+            yield batch
+
+    @torch.no_grad()
+    def _scores(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Padded on the right: a decoder's head reads the last token that is not padding."""
+        pad = self._model.config.pad_token_id or 0
+        rows = [torch.tensor(ids) for ids, _ in batch]
+        inputs = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        }
+        if "token_type_ids" in self._tokenizer.model_input_names:
+            inputs["token_type_ids"] = pad_sequence([torch.tensor(types) for _, types in batch], batch_first=True)
+        logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+        return logits[:, 0].float().tolist()
+
+
+def classifier_folder(section: Classifier) -> Path:
+    """The model's folder, checked: a sequence classifier of one output, with a tokenizer.
+
+    Raises:
+        DataError: it cannot be had, has no such head, or no tokenizer.
+        ConfigError: it needs code that is not trusted.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    folder = find_model("reward.classifier", str(section.model), section.revision, own_code=section.trust_remote_code)
+    shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(folder, **shared)
+        AutoTokenizer.from_pretrained(folder, **shared)
+    except (OSError, ValueError) as error:
+        raise DataError(f"reward.classifier.model = {section.model!r}: {folder} cannot be read: {error}") from error
+    heads = [name for name in config.architectures or [] if name.endswith("ForSequenceClassification")]
+    if not heads or config.num_labels != 1:
+        raise DataError(
+            f"reward.classifier.model = {section.model!r}: {folder} is {config.architectures} with {config.num_labels} "
+            "outputs; give a ForSequenceClassification model of one output"
+        )
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not section.trust_remote_code:
+        raise ConfigError(
+            f"reward.classifier.trust_remote_code = False: {folder} is of type {config.model_type!r}, which only the "
+            "Python code in its folder can load; read that code, then set it to true, or give another model"
+        )
+    return folder
+
+
+def _device(section: Classifier) -> str:
+    if section.device != "auto":
+        return section.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
