@@ -48,7 +48,7 @@ class Annotation:
             return {}
         lists = await asyncio.to_thread(lambda: list(read_lists(self._run.lists)))
         references = await self._cast.call(self._cast.stream.references)
-        memory = remember(lists, mode, self._iteration, seed=seed)
+        memory = remember(lists, mode, self._iteration, seed=seed, max_age=self._config.lists.max_age)
         return {key: _with_references(item, references) for key, item in memory.items()}
 
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
@@ -119,9 +119,9 @@ class Annotation:
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=limit)
 
     async def _with_rewards(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
-        """Score the candidates that have no reward of this reward model."""
-        fingerprint = self._cast.rewards.fingerprint
-        missing = [[c for c in item.candidates if needs_reward(c, fingerprint)] for item in lists]
+        """Score the candidates that have no reward, or not this reward model's."""
+        fingerprint, rescore = self._cast.rewards.fingerprint, self._config.lists.rescore
+        missing = [[c for c in item.candidates if needs_reward(c, fingerprint, rescore=rescore)] for item in lists]
         requests = [(item.prompt, [c.text for c in m]) for item, m in zip(lists, missing, strict=True) if m]
         if not requests:
             return list(lists)

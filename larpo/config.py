@@ -110,7 +110,7 @@ class Endpoint(Section):
 
 
 class Reward(Section):
-    kind: Literal["verifier", "sequence_classification", "http"] = "verifier"  # what ranks
+    kind: Literal["verifier", "sequence_classification", "http", "weighted"] = "verifier"  # what ranks
     name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
     timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
@@ -118,6 +118,9 @@ class Reward(Section):
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
     classifier: Classifier = Classifier()
     endpoint: Endpoint = Endpoint()
+    parts: tuple[Reward, ...] = ()  # weighted: the rewards that are added up, each a section like this one
+    weight: float = 1.0  # of a part
+    word_weight: float = 0.0  # weighted: added for each word of a response; below 0, shorter is better
 
     @property
     def source(self) -> str:
@@ -126,6 +129,7 @@ class Reward(Section):
             "verifier": self.name,
             "sequence_classification": str(self.classifier.model),
             "http": ", ".join(self.endpoint.addresses),
+            "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
         }[self.kind]
 
 
@@ -140,6 +144,8 @@ class Selection(Section):
 class Lists(Section):
     selection: Selection = Selection()
     memory: Literal["current", "current_and_previous", "current_and_all_previous"] = "current"  # Table 4
+    max_age: Positive | None = None  # iterations that a remembered candidate may be old; any age when not given
+    rescore: bool = True  # score remembered candidates again when the reward model is not the one that scored them
     replay: bool = True  # train again on remembered lists of prompts that this iteration did not draw
     near_duplicate: Fraction = 0.95  # candidates whose 3-gram overlap reaches this are one; 1.0: exact copies
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Selection, nearest
+from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.prompt_sets import BUNDLED_SETS
@@ -84,40 +84,59 @@ def _columns(config: Config) -> list[str]:
 
 
 def _reward(config: Config) -> list[str]:
-    reward = config.reward
+    return _reward_section(config.reward, config.prompts, "reward")
+
+
+def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
+    """Problems of a reward section, or of a part of one; `where` is its place in the recipe."""
+    if reward.kind == "weighted":
+        if not reward.parts:
+            return [f"{where}.parts = []: weighted needs one part or more, such as {{kind: verifier, weight: 0.5}}"]
+        return [
+            problem
+            for number, part in enumerate(reward.parts)
+            for problem in _reward_section(part, prompts, f"{where}.parts[{number}]")
+        ]
+    if reward.parts or reward.word_weight:
+        return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
-        return _verifier(config)
+        return _verifier(reward, prompts, where)
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []
-        return ["reward.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+        return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
     problems = [
-        f"reward.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
+        f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
         "password (a token goes into LARPO_REWARD_TOKEN)"
         for address in reward.endpoint.addresses
         if not re.fullmatch(r"https?://[^\s@]+", address)
     ]
     if not reward.endpoint.addresses:
-        problems.append("reward.endpoint.addresses = []: http needs one address or more, such as http://127.0.0.1:8100")
+        problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
     return problems
 
 
-def _verifier(config: Config) -> list[str]:
-    name, prompts = config.reward.name, config.prompts
+def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
+    name = reward.name
     try:
         check_verifier_name(name)
     except ConfigError as error:
-        return [f"reward.name = {name!r}: {error}"]
+        return [f"{where}.name = {name!r}: {error}"]
     if name == "reasoning_gym" and prompts.source != "reasoning_gym":
         return [
-            f"reward.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
-            "set prompts.source=reasoning_gym, or another reward.name"
+            f"{where}.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
+            f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
-    has_answers = prompts.source == "ifeval" or prompts.columns.answer_key is not None
-    if name == "ifeval" and not has_answers:
+    has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
+    if name in ("ifeval", "gsm8k") and not has_answers:
+        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
         return [
-            f"reward.name = 'ifeval': needs constraints, but prompts.source is {prompts.source!r} without "
-            "prompts.columns.answer_key; set prompts.source=ifeval, or name the column that holds them"
+            f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
+            "prompts.columns.answer_key; name the column that holds them, or another source"
+        ]
+    if name == "ifeval" and prompts.source == "reasoning_gym":
+        return [
+            f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
         ]
     return []
 

@@ -17,13 +17,17 @@ from larpo.types import Candidate, CandidateList, list_id, stable_hash
 Mode = Literal["current", "current_and_previous", "current_and_all_previous"]
 
 
-def is_remembered(candidate: Candidate, mode: Mode, iteration: int) -> bool:
+def is_remembered(candidate: Candidate, mode: Mode, iteration: int, max_age: int | None = None) -> bool:
     """Whether a candidate of an earlier iteration is young enough for a list of `iteration`."""
     reach = {"current": 0, "current_and_previous": 1, "current_and_all_previous": iteration}[mode]
+    if max_age is not None:
+        reach = min(reach, max_age)
     return iteration - reach <= candidate.iteration < iteration
 
 
-def remember(lists: Iterable[CandidateList], mode: Mode, iteration: int, *, seed: int) -> dict[str, CandidateList]:
+def remember(
+    lists: Iterable[CandidateList], mode: Mode, iteration: int, *, seed: int, max_age: int | None = None
+) -> dict[str, CandidateList]:
     """What `iteration` remembers: by prompt id, one list of `iteration` a prompt, ready to be replayed.
 
     `lists` are the durable lists, in any order, read once; those of `iteration` and later are passed over, so
@@ -34,7 +38,7 @@ def remember(lists: Iterable[CandidateList], mode: Mode, iteration: int, *, seed
     newest: dict[str, CandidateList] = {}
     found: dict[str, dict[str, tuple[int, Candidate]]] = {}
     for entry in lists:
-        young = [c for c in entry.candidates if is_remembered(c, mode, iteration)]
+        young = [c for c in entry.candidates if is_remembered(c, mode, iteration, max_age)]
         if entry.iteration >= iteration or not young:
             continue
         prompt = entry.prompt.id
@@ -86,6 +90,6 @@ def as_remembered(candidate: Candidate) -> Candidate:
     return candidate.replace(origin="remembered") if candidate.origin == "sampled" else candidate
 
 
-def needs_reward(candidate: Candidate, fingerprint: str) -> bool:
-    """Whether a candidate must be scored (again): it has no reward, or one that another reward model gave."""
-    return candidate.reward is None or candidate.reward_fingerprint != fingerprint
+def needs_reward(candidate: Candidate, fingerprint: str, *, rescore: bool = True) -> bool:
+    """Whether a candidate must be scored: it has no reward or, with `rescore`, one that another reward model gave."""
+    return candidate.reward is None or (rescore and candidate.reward_fingerprint != fingerprint)

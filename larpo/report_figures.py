@@ -178,7 +178,7 @@ def training_figures(log: RunLog, gap_alarm: float | None) -> list[str]:
         step_figure(
             log,
             "Distance from the reference",
-            "KL estimated on the lists' responses, remembered ones included; entropy of the policy there.",
+            "KL estimated on the lists' responses, each weighted by policy over sampler; entropy of the policy there.",
             {"train/kl_to_reference": "KL to reference"},
             {"train/entropy": "entropy"},
         ),

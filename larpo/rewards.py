@@ -53,6 +53,10 @@ def make_reward_model(section: RewardSection) -> RewardModel:
         from larpo.classifier_reward import ClassifierReward
 
         return ClassifierReward(section.classifier, failed_reward=section.failed_reward)
+    if section.kind == "weighted":
+        from larpo.weighted_reward import WeightedReward
+
+        return WeightedReward(section)
     if section.kind == "http":
         from larpo.http_reward import HttpReward
 
@@ -75,6 +79,8 @@ def check_reward(section: RewardSection) -> None:
         from larpo.classifier_reward import classifier_folder
 
         classifier_folder(section.classifier)
+    for part in section.parts:
+        check_reward(part)
 
 
 def finite(value: float, failed_reward: float) -> Reward:

@@ -137,6 +137,21 @@ def test_replays_come_in_an_order_of_the_seed_and_the_iteration():
     assert [r.prompt.id for r in replays(remembered, [], 1, seed=1)] != order
 
 
+def test_an_age_limit_shortens_what_the_mode_reaches():
+    def remembered(iteration, mode, max_age):
+        return by_prompt(remember(THREE, mode, iteration, seed=0, max_age=max_age))
+
+    assert remembered(2, "current_and_all_previous", 1) == {"p": "ef", "r": "gh"}
+    assert remembered(3, "current_and_all_previous", 2) == {"p": "efz", "r": "gh"}
+    assert remembered(3, "current_and_previous", 2) == {"p": "z"}
+    assert remembered(3, "current", 2) == {}
+
+
+def test_rewards_of_another_model_stay_where_nothing_is_scored_again():
+    assert not needs_reward(candidate("a", 1.0, fingerprint="f"), "g", rescore=False)
+    assert needs_reward(candidate("a", None, fingerprint="f"), "g", rescore=False)
+
+
 def test_needs_reward():
     assert not needs_reward(candidate("a", 1.0, fingerprint="f"), "f")
     assert needs_reward(candidate("a", 1.0, fingerprint="f"), "g")

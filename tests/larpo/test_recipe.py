@@ -274,10 +274,15 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
     ("overrides", "message"),
     [
         (["reward.kind=sequence_classification"], "reward.classifier.model is not given"),
-        (["reward.kind=http"], "reward.endpoint.addresses = []: http needs one address or more"),
+        (["reward.kind=http"], "reward.endpoint.addresses = []: http needs one or more"),
         (["reward.kind=http", "reward.endpoint.addresses=[127.0.0.1:8100]"], "must begin with http:// or https://"),
         (["reward.kind=http", "reward.endpoint.addresses=['http://me:secret@host']"], "hold no user or password"),
         (["reward.kind=htp"], "reward.kind"),
+        (["reward.kind=weighted"], "reward.parts = []: weighted needs one part or more"),
+        (["reward.kind=weighted", "reward.parts=[{kind: http}]"], "reward.parts[0].endpoint.addresses = []"),
+        (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
+        (["reward.word_weight=0.1"], "only kind = 'weighted' adds up"),
+        ([*FILE, "prompts.columns.prompt=p", "reward.name=gsm8k"], "reward.name = 'gsm8k': needs answers"),
     ],
 )
 def test_a_reward_without_what_its_kind_asks_for_is_refused(overrides, message):
@@ -285,9 +290,11 @@ def test_a_reward_without_what_its_kind_asks_for_is_refused(overrides, message):
 
 
 def test_every_kind_of_reward_can_be_named_in_a_recipe():
-    load_config(
-        "quickstart", ["reward.name=gsm8k", "prompts.source=x.jsonl", "prompts.tasks={}", "prompts.columns.prompt=q"]
-    )
+    file = ["prompts.source=x.jsonl", "prompts.tasks={}", "prompts.columns.prompt=question"]
+    load_config("quickstart", ["reward.name=gsm8k", "prompts.columns.answer_key=answer", *file])
     load_config("quickstart", ["reward.kind=sequence_classification", "reward.classifier.model=some/model"])
     served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
     assert served.reward.source == "http://127.0.0.1:8100"
+    parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"
+    weighted = load_config("quickstart", ["reward.kind=weighted", "reward.word_weight=-0.01", parts])
+    assert weighted.reward.source == "0.5 verifier reasoning_gym + 1 sequence_classification some/model"
