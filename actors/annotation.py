@@ -13,6 +13,7 @@ from actors.sampler import SampleTask
 from larpo.list_metrics import list_metrics
 from larpo.lists import rank
 from larpo.memory import merge, needs_reward, remember, replays
+from larpo.negatives import with_borrowed
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
@@ -104,14 +105,15 @@ class Annotation:
             if remembered is not None:
                 (remembered,) = await self._with_rewards([remembered])
                 item = merge(item, remembered.candidates, seed=seed)
-            ranked = rank(item.candidates, seed=seed, prompt_id=item.prompt.id)
-            merged.append(item.replace(candidates=ranked))
+            merged.append(item)
+        negatives, count = self._config.lists.negatives, self._config.sampling.k
+        scored = await self._with_rewards(with_borrowed(merged, negatives, count=count, seed=seed))
+        lists = [i.replace(candidates=rank(i.candidates, seed=seed, prompt_id=i.prompt.id)) for i in scored]
         ended = time.time()
         self._progress.span("reward", "rank", started, ended)
-        await self._offer(
-            merged, {"prompts/ranked": len(merged), "reward/lists_per_second": len(merged) / (ended - started)}
-        )
-        self._progress.ranked += len(merged)
+        rate = len(lists) / max(1e-9, ended - started)
+        await self._offer(lists, {"prompts/ranked": len(lists), "reward/lists_per_second": rate})
+        self._progress.ranked += len(lists)
 
     async def _offer(self, lists: Sequence[CandidateList], metrics: Mapping[str, float]) -> None:
         self._progress.log("lists", {**list_metrics(lists, self._config), **metrics}, iteration=self._iteration)

@@ -17,6 +17,7 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, le=5)]
+Negatives = Literal["sampled", "related", "random"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -143,6 +144,7 @@ class Selection(Section):
 
 class Lists(Section):
     selection: Selection = Selection()
+    negatives: Negatives = "sampled"  # losers: the prompt's own, or from other prompts
     memory: Literal["current", "current_and_previous", "current_and_all_previous"] = "current"  # Table 4
     max_age: Positive | None = None  # iterations that a remembered candidate may be old; any age when not given
     rescore: bool = True  # score remembered candidates again when the reward model is not the one that scored them

@@ -124,10 +124,13 @@ def training_list(
 ) -> tuple[CandidateList | None, str]:
     """What is trained on of a durable list, best first, or (None, why not).
 
-    Candidates without token ids are left out: there is nothing to take a log-probability of. The candidates
+    Candidates without token ids are left out: there is nothing to take a log-probability of. With negatives from other
+    prompts, so are the prompt's own below the highest reward. The candidates
     returned carry their training reward (`training_rewards`); the durable list keeps the reward model's own.
     """
     distinct = remove_duplicates(_trainable(full, sampling, seed), lists.near_duplicate)
+    if lists.negatives != "sampled":
+        distinct = tuple(c for c in distinct if c.origin == "given" or c.reward == distinct[0].reward)
     rewards = training_rewards(distinct, sampling.cut_off)
     rewarded = [c.replace(reward=reward) for c, reward in zip(distinct, rewards, strict=True)]
     chosen = select(rewarded, lists.selection)
