@@ -207,10 +207,15 @@ def format_table(rows: Sequence[HeldoutRow]) -> str:
     """The rows as plain text that fits 80 columns."""
     header = ("", "mean reward", "difference [95% interval]", "fully met", "mean length")
     cells = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
+    lines = columns(cells)
     title = f"Held-out: {rows[0].prompts} prompts, {rows[0].samples} samples each; fully met by the greedy response."
     return "\n".join([title, "", lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of text, the first column set left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def _cells(row: HeldoutRow) -> tuple[str, str, str, str, str]:

@@ -62,7 +62,7 @@ def config_to_yaml(config: Config) -> str:
 
 def changed_knobs(old: Config, new: Config) -> list[str]:
     """What differs between two configurations, as "dotted.key: old -> new" in the order of the sections."""
-    before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
+    before, after = flat_knobs(old), flat_knobs(new)
     keys = [*before, *(key for key in after if key not in before)]
     missing = "not set"
     return [
@@ -70,6 +70,11 @@ def changed_knobs(old: Config, new: Config) -> list[str]:
         for key in keys
         if key not in before or key not in after or before[key] != after[key]
     ]
+
+
+def flat_knobs(config: Config) -> dict[str, Any]:
+    """Every knob by its dotted key, in the order of the sections."""
+    return dict(_flat(config.model_dump(mode="json")))
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

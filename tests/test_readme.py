@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, lists
+from scripts import align, compare, lists
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,10 +27,13 @@ def test_the_map_names_nothing_that_is_gone():
     assert set(modules) - there == set()
 
 
-@pytest.mark.parametrize(("script", "parse"), [("align", align.parser), ("lists", lists.parser)])
-def test_every_command_parses(script, parse):
+@pytest.mark.parametrize(
+    ("script", "parse", "least"),
+    [("align", align.parser, 3), ("lists", lists.parser, 2), ("compare", compare.parser, 1)],
+)
+def test_every_command_parses(script, parse, least):
     commands = re.findall(rf"^python -m scripts\.{script} ([^#\n]*)", README, flags=re.MULTILINE)
-    assert len(commands) >= 2
+    assert len(commands) >= least
     for command in commands:
         words = [word.strip("[]").replace("...", "") for word in command.split()]
         parse().parse_args([word for word in words if word])

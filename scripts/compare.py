@@ -1,0 +1,41 @@
+"""Set runs side by side: `python -m scripts.compare RUN RUN ... [--page FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from larpo.comparison import RESULT_HEADER, comparison_page, differing_knobs, read_run, results
+from larpo.errors import ConfigError, DataError
+from larpo.evaluation import columns
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="python -m scripts.compare", description="Set runs side by side.")
+    result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as runs/NAME")
+    result.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page with the curves, too")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        runs = [read_run(folder) for folder in options.runs]
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    knobs = differing_knobs(runs)
+    print(*columns([RESULT_HEADER, *results(runs)]), sep="\n")
+    print("\nsettings that differ" if knobs else "\nthe runs have the same settings")
+    if knobs:
+        print(*columns([("", *(run.name for run in runs)), *knobs]), sep="\n")
+    if options.page:
+        options.page.write_text(comparison_page(runs), encoding="utf-8")
+        print(f"\npage  {options.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
