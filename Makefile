@@ -34,7 +34,7 @@ venv: $(VENV)/.ready
 # torch goes first and alone: only for it is the other index asked. The rest is pinned in full, hence --no-deps.
 $(VENV)/.ready: locks/cpu.lock setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps '$(TORCH)' || \
+	$(BIN)/pip install --quiet --no-deps '$(TORCH)' 2>/dev/null || \
 		$(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_CPU_INDEX) '$(TORCH)'
 	$(BIN)/pip install --quiet --no-deps -r locks/cpu.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from actors.cast import Cast
@@ -12,7 +14,7 @@ from actors.progress import SAMPLING, Progress
 from actors.sampler import SampleTask
 from larpo.list_metrics import list_metrics
 from larpo.lists import rank
-from larpo.memory import merge, needs_reward, remember, replays
+from larpo.memory import merge, needs_reward, remember, replays, with_references
 from larpo.negatives import with_borrowed
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
@@ -28,6 +30,7 @@ class Annotation:
         self._run, self._config = cast.run, cast.run.config
         self._sampled: asyncio.Queue[CandidateList | None] = asyncio.Queue(self._config.stream.lists_per_part)
         self._memory: Mapping[str, CandidateList] = {}
+        self._recent: deque[CandidateList] = deque(maxlen=self._config.stream.lists_per_part)  # to borrow losers from
 
     async def annotate(self) -> None:
         """Until every list of the iteration has been offered."""
@@ -50,7 +53,7 @@ class Annotation:
         lists = await asyncio.to_thread(lambda: list(read_lists(self._run.lists)))
         references = await self._cast.call(self._cast.stream.references)
         memory = remember(lists, mode, self._iteration, seed=seed, max_age=self._config.lists.max_age)
-        return {key: _with_references(item, references) for key, item in memory.items()}
+        return {key: with_references(item, references) for key, item in memory.items()}
 
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
         """A slot works on a prompt until its list is taken for ranking: a full stream holds the sampling back."""
@@ -84,11 +87,15 @@ class Annotation:
                 await self._rank_and_offer(batch)
 
     async def _next_batch(self) -> tuple[list[CandidateList], bool]:
-        """Sampled lists for one part, and whether more will come."""
+        """Sampled lists for one part, and whether more will come.
+
+        Where losers come from other prompts, the part waits until it is full of those.
+        """
+        linger = LINGER_S if self._config.lists.negatives == "sampled" else None
         batch: list[CandidateList] = []
         while len(batch) < self._config.stream.lists_per_part:
             try:
-                item = await asyncio.wait_for(self._sampled.get(), LINGER_S if batch else None)
+                item = await asyncio.wait_for(self._sampled.get(), linger if batch else None)
             except TimeoutError:
                 break
             if item is None:
@@ -99,15 +106,15 @@ class Annotation:
     async def _rank_and_offer(self, batch: Sequence[CandidateList]) -> None:
         seed = self._config.run.seed
         started = time.time()
-        merged = []
-        for item in await self._with_rewards(batch):
-            remembered = self._memory.get(item.prompt.id)
-            if remembered is not None:
-                (remembered,) = await self._with_rewards([remembered])
-                item = merge(item, remembered.candidates, seed=seed)
-            merged.append(item)
+        known = [self._memory[item.prompt.id] for item in batch if item.prompt.id in self._memory]
+        remembered = {item.prompt.id: item.candidates for item in await self._with_rewards(known)}
+        merged = [
+            merge(item, remembered.get(item.prompt.id, ()), seed=seed) for item in await self._with_rewards(batch)
+        ]
         negatives, count = self._config.lists.negatives, self._config.sampling.k
-        scored = await self._with_rewards(with_borrowed(merged, negatives, count=count, seed=seed))
+        mixed = with_borrowed(merged, negatives, count=count, seed=seed, recent=self._recent)
+        self._recent.extend(merged)
+        scored = await self._with_rewards(mixed)
         lists = [i.replace(candidates=rank(i.candidates, seed=seed, prompt_id=i.prompt.id)) for i in scored]
         ended = time.time()
         self._progress.span("reward", "rank", started, ended)
@@ -117,8 +124,7 @@ class Annotation:
 
     async def _offer(self, lists: Sequence[CandidateList], metrics: Mapping[str, float]) -> None:
         self._progress.log("lists", {**list_metrics(lists, self._config), **metrics}, iteration=self._iteration)
-        limit = self._config.timeouts.stream_idle_s + 60
-        await self._cast.call(self._cast.stream.offer, list(lists), limit_s=limit)
+        await self._cast.call(self._cast.stream.offer, list(lists), limit_s=math.inf)  # the stream has its own
 
     async def _with_rewards(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
         """Score the candidates that have no reward, or not this reward model's."""
@@ -163,13 +169,3 @@ def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:
         stop=sampling.stop,
         stop_token_ids=run.stop_token_ids,
     )
-
-
-def _with_references(item: CandidateList, references: Mapping[str, tuple[float, str]]) -> CandidateList:
-    def known(candidate: Candidate) -> Candidate:
-        value = references.get(candidate.id)
-        if value is None:
-            return candidate
-        return candidate.replace(reference_log_prob=value[0], reference_fingerprint=value[1])
-
-    return item.replace(candidates=tuple(known(candidate) for candidate in item.candidates))

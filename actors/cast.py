@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,45 +13,81 @@ from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.trainer import TrainSpec
 from actors.weights import published_version
-from larpo.errors import LarpoError, PhaseTimeout, RewardError
+from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
 from larpo.rewards import Request, Reward
 
 REWARD_ATTEMPTS = 3
 
 
 class RewardPool:
-    """The reward replicas, by turns; a dead one is replaced, and its batch ranked again."""
+    """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again."""
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self._section, self._limit = run.config.reward, run.config.timeouts.reward_s
         self._on_failure = on_failure
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
-        self._turn = itertools.cycle(range(len(self.actors)))
+        self._free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(len(self.actors)):
+            self._free.put_nowait(number)
         self.fingerprint = ""
 
     async def start(self) -> None:
-        described = await asyncio.wait_for(_await(self.actors[0].describe.remote()), self._limit)
-        self.fingerprint = described["fingerprint"]
+        """Until every replica is ready; RewardError when one is not, or they are not of one mind."""
+        found = set(await asyncio.gather(*(self._fingerprint(number) for number in range(len(self.actors)))))
+        if len(found) != 1:
+            raise RewardError(f"the reward replicas have different models, with the fingerprints {sorted(found)}")
+        (self.fingerprint,) = found
+
+    async def _fingerprint(self, number: int) -> str:
+        try:
+            described = await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
+        except LarpoError:
+            raise
+        except Exception as error:
+            reason = str(error) or f"no answer in {self._limit:g} s (timeouts.reward_s)"
+            raise RewardError(f"reward-{number} could not start: {reason}") from error
+        return described["fingerprint"]
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
-        """Rewards of whole lists; RewardError with the causes when no replica could give them."""
+        """Rewards of whole lists, shared out over the replicas.
+
+        Raises RewardError with the causes when no replica could give them.
+        """
+        size = -(-len(requests) // len(self.actors))
+        shares = [requests[start : start + size] for start in range(0, len(requests), size)]
+        ranked = await asyncio.gather(*(self._rank(share) for share in shares))
+        return [rewards for share in ranked for rewards in share]
+
+    async def _rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         causes = []
         for _ in range(REWARD_ATTEMPTS):
-            number = next(self._turn)
-            actor, limit = self.actors[number], self._limit * len(requests)
+            number = await self._free.get()  # the limit counts from here: waiting for a turn is no fault of the actor
+            limit = self._limit * len(requests)
             try:
-                return await asyncio.wait_for(_await(actor.rank.remote(list(requests))), limit)
+                return await asyncio.wait_for(_await(self.actors[number].rank.remote(list(requests))), limit)
+            except (ConfigError, DataError):
+                raise  # the request's fault: another replica would say the same
             except Exception as error:
-                reason = str(error) or f"no answer in {limit:g} s (timeouts.reward_s a list)"
-                causes.append(reason)
-                self._on_failure(f"reward-{number}", reason)
-                if self.actors[number] is actor:
-                    placement.kill(actor)
-                    self.actors[number] = placement.place_reward(self._section)
+                causes.append(str(error) or f"no answer in {limit:g} s (timeouts.reward_s a list)")
+                await self._replace(number, causes[-1])
+            finally:
+                self._free.put_nowait(number)
         raise RewardError(f"{len(requests)} lists could not be ranked in {REWARD_ATTEMPTS} attempts: {causes}")
 
-    async def stats(self) -> list[dict[str, float]]:
-        return list(await asyncio.gather(*(_await(actor.stats.remote()) for actor in self.actors)))
+    async def _replace(self, number: int, reason: str) -> None:
+        """A new actor in the place of one that failed; RewardError when it is of another mind."""
+        self._on_failure(f"reward-{number}", reason)
+        placement.kill(self.actors[number])
+        self.actors[number] = placement.place_reward(self._section)
+        try:
+            found = await self._fingerprint(number)
+        except RewardError:
+            return  # the next attempt tells why
+        if found != self.fingerprint:
+            raise RewardError(
+                f"the reward model changed during the run: its fingerprint was {self.fingerprint}, it is {found};"
+                " bring the old one back and resume, or start a new run"
+            )
 
 
 class Cast:
@@ -73,13 +109,18 @@ class Cast:
         )
         self.trainer: asyncio.Task[None] | None = None
 
-    async def start(self, iteration: int) -> None:
-        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model."""
+    async def start(self, iteration: int, *, initial: bool = False) -> None:
+        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model.
+
+        `initial`: the samplers begin with the initial policy all the same, until `update_samplers`.
+        """
+        version = 0
         if iteration > 0:
             from actors.trainer import policy_folder
 
             folder = policy_folder(self.run.folder, iteration)
-            await self.call(self.store.publish_folder, published_version(folder), str(folder))
+            version = published_version(folder)
+            await self.call(self.store.publish_folder, version, str(folder))
         spec = TrainSpec(
             config=self.run.config,
             policy_path=str(self.run.policy.path),
@@ -89,13 +130,17 @@ class Cast:
             store=self.store,
         )
         self.trainer = asyncio.create_task(placement.train(spec))
-        await asyncio.gather(self.samplers.start(), self.rewards.start())
+        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
+
+    async def update_samplers(self) -> None:
+        """The newest published weights become the behaviour policy."""
+        await self.samplers.update(await self.call(self.store.newest))
 
     async def call(self, method: Any, *arguments: Any, limit_s: float | None = None) -> Any:
         """Call a method of the store or the stream; PhaseTimeout when it does not answer in time."""
         limit = limit_s or self._timeouts.weights_s
         try:
-            return await asyncio.wait_for(_await(method.remote(*arguments)), limit)
+            return await asyncio.wait_for(_await(method.remote(*arguments)), None if limit == math.inf else limit)
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
 
@@ -112,8 +157,7 @@ class Cast:
                 await asyncio.wait({self.trainer}, timeout=20)
         except Exception as error:  # the run ends for another cause, which is the one that is raised
             self._on_failure("shutdown", str(error) or type(error).__name__)
-        for member in self.samplers.members:
-            placement.kill(member.actor)
+        await self.samplers.stop()
 
 
 async def _await(reference: Awaitable[Any]) -> Any:

@@ -22,9 +22,9 @@ from actors import placement
 from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_checkpoint
-from actors.heldout import evaluate
+from actors.heldout import evaluate, is_evaluated
 from actors.monitor import Monitor
-from actors.preparation import PreparedRun, create_folder
+from actors.preparation import PreparedRun, create_folder, locked
 from actors.progress import STARTING, TRAINING, WRITING, Progress
 from actors.results import Results, summarize, write_model
 from actors.telemetry import Telemetry
@@ -36,7 +36,10 @@ from larpo.report import write_report
 async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutResult | None, HeldoutResult | None]:
     """Algorithm 1 from iteration `first` on; returns the base policy's and the aligned policy's evaluation."""
     training, each = cast.run.config.training, cast.run.config.evaluation.each_iteration
-    base = await evaluate(cast, progress, 0) if first > 0 else None
+    base = None
+    if first > 0:
+        base = await evaluate(cast, progress, 0)
+        await cast.update_samplers()
     for iteration in range(first, training.iterations):
         await Annotation(cast, progress, iteration).annotate()
         if iteration == 0:
@@ -45,7 +48,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
             await evaluate(cast, progress, iteration)
         progress.begin(TRAINING, iteration, training.prompts_per_iteration, training.prompts_per_iteration)
         await cast.wait_trained(iteration)
-        await cast.samplers.update()
+        await cast.update_samplers()
         progress.log("iteration", progress.busy(), iteration=iteration)
     return base, await evaluate(cast, progress, training.iterations)
 
@@ -53,7 +56,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutRe
 async def align(run: PreparedRun) -> Results:
     """A whole run on the Ray cluster that is started: actors, iterations, model folder, report."""
     create_folder(run)
-    with Telemetry(run.config, run.folder, resume=run.resumed) as telemetry:
+    with locked(run.folder), Telemetry(run.config, run.folder, resume=run.resumed) as telemetry:
         progress = Progress(run.config, telemetry)
         for note in run.notes:
             progress.say(note)
@@ -70,7 +73,10 @@ async def align(run: PreparedRun) -> Results:
             raise
         finally:
             await cast.stop(reason)
-            await asyncio.to_thread(write_report, run.folder)
+            try:
+                await asyncio.to_thread(write_report, run.folder)
+            except Exception as error:  # what ended the run is what the user should read
+                progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
         progress.flush()
         telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()})
     await asyncio.to_thread(write_report, run.folder)
@@ -82,9 +88,10 @@ async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None
     found = await asyncio.to_thread(newest_checkpoint, cast.run.checkpoints)
     first = 0 if found is None else found[1].journal.iteration
     if cast.run.resumed:
-        progress.say(f"resuming at iteration {first}, step {0 if found is None else found[1].step}")
+        step = 0 if found is None else found[1].step
+        progress.say(f"resuming in iteration {min(first + 1, cast.run.config.training.iterations)}, after step {step}")
     progress.begin(STARTING, first, 0)
-    await cast.start(first)
+    await cast.start(first, initial=not is_evaluated(cast.run, 0))
     return await iterate(cast, progress, first)
 
 

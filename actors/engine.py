@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,15 +146,9 @@ class Engine:
         await self._llm.finish_weight_update(weight_version=str(version))
         await self._llm.resume_generation()
 
-    async def weight_version(self) -> int:
-        return int(await self._llm.get_weight_version())
-
     async def check_health(self) -> None:
         """Raises when the engine's own processes have died."""
         await self._llm.check_health()
-
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        await asyncio.gather(*(self._llm.abort(request_id) for request_id in request_ids))
 
     def shutdown(self) -> None:
         self._llm.shutdown()

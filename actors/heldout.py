@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from actors.cast import Cast
+from actors.preparation import PreparedRun
 from actors.progress import EVALUATING, Progress
 from actors.sampler import SampleTask
 from larpo.evaluation import HeldoutResult, summary
@@ -16,6 +17,11 @@ GREEDY = 0.0
 
 def result_file(run_dir: Path, iteration: int) -> Path:
     return run_dir / "evaluation" / f"iteration-{iteration:04d}.json"
+
+
+def is_evaluated(run: PreparedRun, iteration: int) -> bool:
+    """Whether nothing is left to evaluate of the policy of before `iteration`."""
+    return not run.heldout or result_file(run.folder, iteration).exists()
 
 
 def label_of(iteration: int) -> str:

@@ -12,7 +12,7 @@ from actors.pool import Member
 from actors.progress import Progress
 from actors.sampler import SamplerStats
 from actors.work import StreamStatus
-from larpo.errors import PhaseTimeout
+from larpo.errors import PhaseTimeout, TrainingError
 
 
 class Monitor:
@@ -23,6 +23,7 @@ class Monitor:
         self._versions: dict[str, int] = {}
         self._counted: Counter[str] = Counter()  # by the samplers, since the start
         self._logged: Counter[str] = Counter()  # of these, what earlier records hold
+        self._tokens_then = 0  # at the look before
 
     async def watch(self) -> None:
         """Until cancelled. An error of the monitor is the run's: a stream that is gone ends it."""
@@ -31,7 +32,9 @@ class Monitor:
             await asyncio.sleep(self._progress.refresh_s)
 
     async def look(self) -> None:
-        status = await self._cast.call(self._cast.stream.status, limit_s=120.0)
+        moving = self._counted["sampler/tokens"] > self._tokens_then
+        self._tokens_then = self._counted["sampler/tokens"]
+        status = await self._cast.call(self._cast.stream.status, moving, limit_s=120.0)
         self._progress.waiting = status.waiting
         flow = {
             "stream/lists": float(status.waiting),
@@ -39,6 +42,8 @@ class Monitor:
             "stream/consumer_wait_seconds": status.consumer_wait_seconds,
             "sampler/tokens_per_second": self._progress.tokens_per_second or 0.0,
         }
+        if status.error is not None:
+            raise TrainingError(status.error)
         self._check_trainer(status)
         for record in status.reports:
             self._pass_on(record, flow)
@@ -50,7 +55,9 @@ class Monitor:
 
     def _check_trainer(self, status: StreamStatus) -> None:
         """A trainer that says nothing for longer than a step may take has hung: the run ends, and says so."""
-        timeouts = self._cast.run.config.timeouts
+        timeouts, iterations = self._cast.run.config.timeouts, self._cast.run.config.training.iterations
+        if status.trained_iterations >= iterations:
+            return
         name = "step_s" if status.trainer_started else "trainer_start_s"
         limit = getattr(timeouts, name)
         if status.trainer_silent_s > limit:

@@ -22,7 +22,7 @@ class Estimates:
 
     parameters: int
     sampler: float  # one engine: weights, KV cache, runtime
-    trainer: float  # one rank: weights, gradients, optimizer, reference, one chunk of logits
+    trainer: float  # one rank at its peak, while it saves: weights, reference, gradients, optimizer and copies
     checkpoint: float
     disk: float  # the run folder at its fullest
 
@@ -37,7 +37,7 @@ def estimate(run: PreparedRun) -> Estimates:
     state = parameters * BYTES_AN_ADAMW_PARAMETER
     logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
     gradients = parameters * 4 / shared[2]
-    trainer = 2 * weights / shared[3] + gradients + state / shared[1] + logits + 0.6 * GIB
+    trainer = 2 * weights / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
     checkpoint = weights + state
     kept = config.checkpoints.keep + 1
     return Estimates(

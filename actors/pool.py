@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from larpo.errors import PhaseTimeout, SamplerError
 from larpo.types import Candidate
 
 ATTEMPTS_PER_PROMPT = 3
+SHUTDOWN_S = 15.0
 
 
 @dataclass
@@ -52,6 +54,7 @@ class SamplerPool:
         self._per_sampler = prompts_per_sampler
         self._restarts = 0
         self.requeued = 0  # prompts that went back to the queue
+        self._version = 0  # of the weights that every sampler should have, a replacement too
         self.members: list[Member] = []
         self._changed = asyncio.Condition()
         self._replacing: set[asyncio.Task[None]] = set()
@@ -66,8 +69,9 @@ class SamplerPool:
     def restarts(self) -> int:
         return self._restarts
 
-    async def start(self) -> None:
-        """Start every sampler; returns when all have their engine and the newest weights."""
+    async def start(self, version: int = 0) -> None:
+        """Start every sampler; returns when all have their engine and the weights of that version."""
+        self._version = version
         self.members = [self._place(f"sampler-{number}") for number in range(self._samplers.count)]
         await asyncio.gather(*(self._start(member) for member in self.members))
 
@@ -77,7 +81,7 @@ class SamplerPool:
     async def _start(self, member: Member) -> None:
         limit = self._timeouts.engine_start_s
         try:
-            member.version = await asyncio.wait_for(_result(member.actor.start.remote()), limit)
+            member.version = await asyncio.wait_for(_result(member.actor.start.remote(self._version)), limit)
         except TimeoutError as error:
             raise PhaseTimeout(
                 f"{member.name} did not start its engine within {limit:g} s (timeouts.engine_start_s)"
@@ -165,19 +169,28 @@ class SamplerPool:
             except Exception as error:
                 reason = str(error)
 
-    async def update(self) -> None:
-        """Every sampler pulls the newest weights; one that cannot is replaced, and starts with them."""
+    async def update(self, version: int) -> None:
+        """Every sampler pulls the weights of that version; one that cannot is replaced, and starts with them."""
+        self._version = version
         await asyncio.gather(*(self._update(member) for member in self.members))
 
     async def _update(self, member: Member) -> None:
         actor, limit = member.actor, self._timeouts.weights_s
         member.status = "updating"
         try:
-            member.version = await asyncio.wait_for(_result(actor.update.remote()), limit)
+            member.version = await asyncio.wait_for(_result(actor.update.remote(self._version)), limit)
             member.status = "ready"
         except Exception as error:
             reason = str(error) or f"no weight update within {limit:g} s (timeouts.weights_s)"
             self._replace(member, actor, reason)
+
+    async def stop(self) -> None:
+        """End every engine, then its actor: an engine that is killed with it leaves its queues in shared memory."""
+        shutdowns = [_result(member.actor.shutdown.remote()) for member in self.members if member.ready.is_set()]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*shutdowns, return_exceptions=True), SHUTDOWN_S)
+        for member in self.members:
+            self._kill(member.actor)
 
     async def poll(self) -> None:
         """Refresh `stats` of each member; one whose engine has died is replaced. Raises what ended the pool."""

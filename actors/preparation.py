@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
-from larpo.policy import PreparedPolicy, load_tokenizer, prepare_policy
+from larpo.policy import PreparedPolicy, open_policy, prepare_policy
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.rewards import check_reward
-from larpo.types import Prompt
+from larpo.types import Prompt, stable_hash
 
 CONFIG_FILE = "config.yaml"
+INPUTS_FILE = "inputs.json"  # fingerprints of what a run was begun with
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class PreparedRun:
     stop_token_ids: tuple[int, ...]  # what ends a response
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
+    has_chat_template: bool  # the policy's own; else the plain one is used
 
     def drawn(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration, in the order that the seed gives."""
@@ -101,7 +105,8 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
-    tokenizer = load_tokenizer(policy.path, config.policy.trust_remote_code)
+    tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
+    _check_reach(config, getattr(shape, "max_position_embeddings", None))
     token_ids = {
         prompt.id: encode_prompt(
             tokenizer,
@@ -132,17 +137,19 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
         train=tuple(train),
         heldout=tuple(heldout),
         token_ids=token_ids,
-        stop_token_ids=stop_token_ids(tokenizer, _generation_config(policy.path)),
+        stop_token_ids=stop_token_ids(tokenizer, generation),
         notes=tuple(notes),
         too_long=too_long,
+        has_chat_template=tokenizer.chat_template is not None,
     )
 
 
-def _generation_config(model: Path) -> Any:
-    """The folder's generation config; None where it has none."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig.from_pretrained(model) if (model / "generation_config.json").is_file() else None
+def _check_reach(config: Config, positions: int | None) -> None:
+    if positions is not None and config.samplers.max_model_len > positions:
+        raise ConfigError(
+            f"samplers.max_model_len = {config.samplers.max_model_len}: {config.policy.model} has {positions} positions"
+            " (max_position_embeddings); lower it"
+        )
 
 
 def _check_counts(config: Config, train: int, too_long: int) -> None:
@@ -157,11 +164,38 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
 
 def create_folder(run: PreparedRun) -> None:
     """Make the run folder and write the resolved configuration into it, first of all files."""
+    inputs = {"policy": run.policy.fingerprint, "prompts": f"{stable_hash(sorted(run.token_ids.items())):016x}"}
     if run.resumed:
+        _check_inputs(run.folder / INPUTS_FILE, inputs)
         return
-    run.lists.mkdir(parents=True, exist_ok=True)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    text = config_to_yaml(run.config)
-    partial = run.folder / (CONFIG_FILE + ".partial")
-    partial.write_text(text)
-    partial.rename(run.folder / CONFIG_FILE)
+    try:
+        run.lists.mkdir(parents=True, exist_ok=True)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        (run.folder / INPUTS_FILE).write_text(json.dumps(inputs) + "\n")
+        partial = run.folder / (CONFIG_FILE + ".partial")
+        partial.write_text(config_to_yaml(run.config))
+        partial.rename(run.folder / CONFIG_FILE)
+    except OSError as error:
+        raise DataError(f"{run.folder} cannot be written ({error}); give another run.output_dir") from error
+
+
+def _check_inputs(file: Path, inputs: Mapping[str, str]) -> None:
+    """DataError when a run would go on with another policy or other prompts than it began with."""
+    before = json.loads(file.read_text()) if file.is_file() else inputs
+    changed = [name for name, value in inputs.items() if before.get(name) != value]
+    if changed:
+        raise DataError(
+            f"{file.parent} was begun with other {' and '.join(changed)} than are there now: restore the files or the"
+            " revision that the recipe names, or start a new run"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run is this process's alone; DataError when another is at work on it."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"another process is at work on {folder}: wait for it, or stop it, then resume") from error
+        yield

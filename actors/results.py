@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.preparation import PreparedRun
 from actors.trainer import policy_folder
 from actors.weights import published_tensors
+from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, done_record, format_table, heldout_table
 from larpo.model_folder import save_model_folder
 from larpo.policy import model_card
@@ -26,8 +27,9 @@ def write_model(run: PreparedRun, metrics: dict[str, float]) -> Path:
     """Export the last published weights; the folder appears whole or not at all."""
     weights = policy_folder(run.folder, run.config.training.iterations)
     destination = run.folder / "model"
-    card = model_card(run.config, metrics, run.config.policy.model)
-    save_model_folder(destination, run.policy.path, published_tensors(weights), card)
+    card = model_card(run.config, metrics, run.config.policy.model, name=run.name, notes=run.policy.notes)
+    template = None if run.has_chat_template else PLAIN_TEMPLATE
+    save_model_folder(destination, run.policy.path, published_tensors(weights), card, chat_template=template)
     return destination
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import Engine, EngineOptions, Sample
-from actors.weights import Bucket, write_bucket_files
+from actors.weights import Bucket, remove_orphans, write_bucket_files
 from larpo.types import Candidate
 
 
@@ -57,12 +57,13 @@ class Sampler:
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
 
-    async def start(self) -> int:
-        """Start the engine and catch up with the newest weights; returns their version."""
+    async def start(self, version: int = 0) -> int:
+        """Start the engine and pull the weights of that version, 0 being the model's own; returns it."""
         started = time.time()
+        await asyncio.to_thread(remove_orphans, shared_memory_folder())
         self._engine = await Engine.start(self._options)
         self._spans.append(("start", started, time.time()))
-        return await self.update()
+        return await self.update(version)
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """All responses to one prompt, in the order of `task.counts`."""
@@ -88,13 +89,12 @@ class Sampler:
         samples = [(t, sample) for (t, _), group in zip(task.counts, groups, strict=True) for sample in group]
         return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(samples)]
 
-    async def update(self) -> int:
-        """Pull the newest weights and swap them in under running requests; returns the version now in use."""
+    async def update(self, version: int) -> int:
+        """Pull the weights of that version and swap them in under running requests; returns the version in use."""
         async with self._updating:
-            version, buckets = await self._store.newest_buckets.remote()
             if version != self._version:
                 started = time.time()
-                await self._pull(version, buckets)
+                await self._pull(version, await self._store.buckets.remote(version))
                 self._version = version
                 self._spans.append(("update", started, time.time()))
             return self._version

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from actors.work import IterationEnd, Journal, RunEnd, StepWork, StreamStatus, W
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.lists import training_list
+from larpo.memory import with_references
 from larpo.packing import deal
 from larpo.records import list_parts, next_part_number, read_lists, write_part
 from larpo.types import CandidateList, stable_hash
@@ -39,6 +40,9 @@ class ListStream:
         self._restored = False
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._dropped: dict[str, int] = {}
+        self._behind: dict[
+            str, float
+        ] = {}  # prompt id -> share of its pass that lies behind its list, dropped ones too
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = {"producer": 0.0, "consumer": 0.0}
         self._reports: list[Mapping[str, Any]] = []
@@ -46,6 +50,7 @@ class ListStream:
         self._references = read_references(self._folder.parent)
         self._error: str | None = None
         self._heard = time.monotonic()  # from any rank
+        self._progressed = time.monotonic()  # lists came, or work was formed
         self._asking = 0  # ranks that wait for work
 
     # The conductor's side.
@@ -54,9 +59,9 @@ class ListStream:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         async with self._changed:
             self._opened = iteration
-            self._dropped = {}
+            self._dropped, self._behind = {}, {}
             self._enqueue_recorded()
-            self._changed.notify_all()
+            self._progress()
         return tuple(record.prompt.id for record in self._recorded(iteration))
 
     async def offer(self, lists: Sequence[CandidateList]) -> None:
@@ -67,22 +72,36 @@ class ListStream:
         trainable = self._trainable(lists)
         started = time.monotonic()
         async with self._changed:
+            self._progress()
+            self._place(lists)
             if self._config.overlap == "stream":
-                await self._wait(lambda: len(self._queue) + len(trainable) <= self._room(len(trainable)), "room")
+                await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
             self._waits["producer"] += time.monotonic() - started
             if self._iteration == iteration and self._epoch == 0:
                 self._append(trainable)
-            self._changed.notify_all()
+            self._progress()
 
-    def _room(self, arriving: int) -> int:
-        """The bound; a batch larger than it may enter an empty stream."""
-        return max(self._config.stream.capacity, arriving)
+    def _has_room(self, arriving: int) -> bool:
+        """The bound holds, or the trainer has too little for a step: then both would wait for each other."""
+        waiting = len(self._queue)
+        return waiting + arriving <= self._config.stream.capacity or waiting < self._config.training.lists_per_step
+
+    def _place(self, lists: Sequence[CandidateList]) -> None:
+        """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
+        for item in lists:
+            place = len(self._behind) + 1
+            self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
+
+    def _progress(self) -> None:
+        """Something moved: whoever waits looks again, and its patience begins anew."""
+        self._progressed = time.monotonic()
+        self._changed.notify_all()
 
     async def close_iteration(self, iteration: int) -> None:
         """No more lists of this iteration will be offered."""
         async with self._changed:
             self._closed = iteration
-            self._changed.notify_all()
+            self._progress()
 
     async def fail(self, message: str) -> None:
         """Wake every rank that waits, with the cause why no list will come."""
@@ -94,12 +113,18 @@ class ListStream:
         """Whether the trainer has reported the end of the iteration, waiting for it at most `timeout_s`."""
         async with self._changed:
             try:
-                await self._wait(lambda: self._trained >= iteration, "the end of an iteration", timeout_s)
-            except PhaseTimeout:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._error is not None or self._trained >= iteration), timeout_s
+                )
+            except TimeoutError:
                 return False
+        self._raise_error()
         return True
 
-    async def status(self) -> StreamStatus:
+    async def status(self, moving: bool = False) -> StreamStatus:
+        """What the monitor shows; `moving` tells that the samplers are at work, if only on held-out prompts."""
+        if moving:
+            self._progressed = time.monotonic()
         reports, self._reports = tuple(self._reports), []
         alarms, self._alarms = tuple(self._alarms), []
         return StreamStatus(
@@ -107,12 +132,12 @@ class ListStream:
             producer_wait_seconds=self._waits["producer"],
             consumer_wait_seconds=self._waits["consumer"],
             dropped=dict(self._dropped),
-            iteration=self._iteration,
             trained_iterations=self._trained + 1,
             trainer_started=self._restored,
             trainer_silent_s=0.0 if self._asking else time.monotonic() - self._heard,
             reports=reports,
             alarms=alarms,
+            error=self._error,
         )
 
     async def references(self) -> dict[str, tuple[float, str]]:
@@ -130,26 +155,26 @@ class ListStream:
             self._iteration, self._epoch = journal.iteration, journal.epoch
             self._trained = journal.iteration - 1
             self._queue.clear()
-            self._dropped = {}
+            self._dropped, self._behind = {}, {}
             self._restored = True
             self._rollbacks += 1
             if self._epoch > 0:
                 self._start_epoch(self._epoch)
             else:
                 self._enqueue_recorded()
-            self._changed.notify_all()
+            self._progress()
 
-    async def next_work(self, rank: int, ranks: int, position: int, timeout_s: float) -> Work:
+    async def next_work(self, rank: int, ranks: int, position: int) -> Work:
         """This rank's share of the work at `position`, formed when the first rank asks.
 
-        Raises PhaseTimeout when no list came in time, TrainingError when the conductor failed.
+        Raises PhaseTimeout when nothing moves for `timeouts.stream_idle_s`, TrainingError when the conductor failed.
         """
         started, rollbacks = time.monotonic(), self._rollbacks
         self._asking += 1
         try:
             async with self._changed:
                 await self._wait(
-                    lambda: self._rollbacks > rollbacks or position in self._works or self._ready(), "lists", timeout_s
+                    lambda: self._rollbacks > rollbacks or position in self._works or self._ready(), "lists"
                 )
                 if self._rollbacks > rollbacks:
                     raise RuntimeError(f"rank {rank} waited at position {position} while the stream was rolled back")
@@ -170,7 +195,7 @@ class ListStream:
         if position not in self._works:
             self._works = {p: work for p, work in self._works.items() if p == position - 1}
             self._works[position] = self._form(position)
-            self._changed.notify_all()
+            self._progress()
         return self._works[position]
 
     async def report(
@@ -192,12 +217,25 @@ class ListStream:
             self._trained = iteration
             self._changed.notify_all()
 
-    async def _wait(self, ready, what: str, timeout_s: float | None = None) -> None:
-        limit = timeout_s or self._config.timeouts.stream_idle_s
-        try:
-            await asyncio.wait_for(self._changed.wait_for(lambda: self._error is not None or ready()), limit)
-        except TimeoutError as error:
-            raise PhaseTimeout(f"waited {limit:g} s for {what} in the stream (timeouts.stream_idle_s)") from error
+    async def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        """Until `ready`, as long as something moves within `timeouts.stream_idle_s`, or the trainer is at work.
+
+        Whether that work takes too long is the monitor's to tell.
+        """
+        limit, started = self._config.timeouts.stream_idle_s, time.monotonic()
+        while True:
+            moved = max(started, self._progressed, self._heard)
+            try:
+                left = max(0.05, moved + limit - time.monotonic())
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._error is not None or ready()), left)
+                return self._raise_error()
+            except TimeoutError as error:
+                busy = self._restored and not self._asking
+                if not busy and max(self._progressed, self._heard) <= moved:
+                    message = f"waited for {what}, and nothing moved for {limit:g} s (timeouts.stream_idle_s)"
+                    raise PhaseTimeout(message) from error
+
+    def _raise_error(self) -> None:
         if self._error is not None:
             raise TrainingError(self._error)
 
@@ -227,23 +265,22 @@ class ListStream:
         used = self._journal.used(self._iteration, self._epoch) + tuple(item.prompt.id for item in lists)
         consumed = {**self._journal.consumed, key: used}
         self._journal = Journal(position + 1, self._iteration, self._epoch, consumed)
-        share = self._planned_share(len(used))
+        share = self._planned_share(lists[-1])
         return StepWork(position, self._iteration, self._epoch, (), count, share, self._journal), lists
 
     def _end_iteration(self, position: int) -> IterationEnd:
         ended = self._iteration
         self._iteration, self._epoch = ended + 1, 0
         self._journal = Journal(position + 1, self._iteration, 0, self._journal.consumed)
-        self._dropped = {}
+        self._dropped, self._behind = {}, {}
         self._enqueue_recorded()
         return IterationEnd(position, ended, self._journal)
 
-    def _planned_share(self, used: int) -> float:
-        """Share of the planned lists (M x epochs x iterations) behind the newest step, whatever was dropped."""
+    def _planned_share(self, last: CandidateList) -> float:
+        """Share of the planned passes behind a step that ends with this list, whatever was dropped before it."""
         training = self._config.training
         passes = self._iteration * training.epochs + self._epoch
-        within = min(1.0, (used + sum(self._dropped.values())) / training.prompts_per_iteration)
-        return (passes + within) / (training.iterations * training.epochs)
+        return (passes + self._behind[last.prompt.id]) / (training.iterations * training.epochs)
 
     def _start_epoch(self, epoch: int) -> None:
         """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
@@ -251,16 +288,20 @@ class ListStream:
         lists = self._trainable(self._recorded(self._iteration), count_dropped=False)
         lists.sort(key=lambda item: item.prompt.id)
         random.Random(stable_hash(self._config.run.seed, self._iteration, epoch)).shuffle(lists)
+        self._behind = {item.prompt.id: (place + 1) / len(lists) for place, item in enumerate(lists)}
         used = set(self._journal.used(self._iteration, epoch))
         self._queue.extend(item for item in lists if item.prompt.id not in used)
 
     def _recorded(self, iteration: int) -> list[CandidateList]:
-        return [record for part in list_parts(self._folder, iteration) for record in read_lists(part)]
+        records = [record for part in list_parts(self._folder, iteration) for record in read_lists(part)]
+        return [with_references(record, self._references) for record in records]
 
     def _enqueue_recorded(self) -> None:
         """Offer again what is on disk of the first epoch and not consumed."""
         if self._restored and self._epoch == 0 and self._opened >= self._iteration:
-            self._append(self._trainable(self._recorded(self._iteration)))
+            recorded = self._recorded(self._iteration)
+            self._place(recorded)
+            self._append(self._trainable(recorded))
 
     def _append(self, lists: Sequence[CandidateList]) -> None:
         """Queue lists of the first epoch, each once, whether it came from the conductor or from disk."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.work import IterationEnd, Journal, RunEnd, StepWork
+from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.config import Config
 
 
@@ -74,9 +74,7 @@ class Rank:
     def run(self) -> None:
         while True:
             waited = time.time()
-            work = self._call(
-                self._spec.stream.next_work, self._rank, self._ranks, self._position, self._idle_limit, extra_s=60
-            )
+            work = self._next_work()
             self._span("wait", waited)
             match work:
                 case StepWork():
@@ -87,6 +85,12 @@ class Rank:
                     self._send({})
                     return
             self._position += 1
+
+    def _next_work(self) -> Work:
+        """Without a limit of its own: the stream ends the wait when nothing moves, and Ray when the stream is gone."""
+        import ray
+
+        return ray.get(self._spec.stream.next_work.remote(self._rank, self._ranks, self._position))
 
     def _train(self, work: StepWork, waited: float) -> None:
         from larpo.schedule import learning_rate
@@ -227,16 +231,18 @@ class Rank:
         for old in range(1, iteration + 1 - self._config.checkpoints.keep):
             shutil.rmtree(policy_folder(Path(self._spec.run_dir), old), ignore_errors=True)
 
-    @property
-    def _idle_limit(self) -> float:
-        return self._config.timeouts.stream_idle_s
-
     def _span(self, kind: str, started: float) -> None:
         self._spans.append((kind, started, time.time()))
 
-    def _call(self, method: Any, *arguments: Any, extra_s: float = 0.0) -> Any:
+    def _call(self, method: Any, *arguments: Any) -> Any:
         """Call an actor of ours, with a time limit."""
         import ray
+        from ray.exceptions import GetTimeoutError
 
-        limit = self._config.timeouts.weights_s if extra_s == 0 else self._idle_limit + extra_s
-        return ray.get(method.remote(*arguments), timeout=limit)
+        from larpo.errors import PhaseTimeout
+
+        limit = self._config.timeouts.weights_s
+        try:
+            return ray.get(method.remote(*arguments), timeout=limit)
+        except GetTimeoutError as error:
+            raise PhaseTimeout(f"{method._method_name} took over {limit:g} s (timeouts.weights_s)") from error

@@ -32,9 +32,9 @@ class Bucket:
 
 
 class WeightStore:
-    """The actor that owns published weights. Samplers pull the newest, whenever they come."""
+    """The actor that owns published weights: the newest, and the one before, which samplers may still be held at."""
 
-    def __init__(self, keep: int = 1) -> None:
+    def __init__(self, keep: int = 2) -> None:
         self._keep = keep
         self._versions: dict[int, tuple[Bucket, ...]] = {}
 
@@ -61,10 +61,6 @@ class WeightStore:
     def newest(self) -> int:
         """The newest version; 0, the model that the samplers were started with, before any publication."""
         return max(self._versions, default=0)
-
-    def newest_buckets(self) -> tuple[int, tuple[Bucket, ...]]:
-        """The newest version and its buckets, in one call: no publication can come between."""
-        return self.newest(), self._versions.get(self.newest(), ())
 
     def buckets(self, version: int) -> tuple[Bucket, ...]:
         """Buckets of a version; raises CheckpointError when it is not kept any more."""
@@ -173,3 +169,11 @@ def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucke
             path.unlink(missing_ok=True)
         raise
     return paths
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete bucket files of processes that are gone: one that was killed could not."""
+    for path in folder.glob("larpo-*-v*.safetensors"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)

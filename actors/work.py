@@ -65,12 +65,12 @@ class StreamStatus:
     producer_wait_seconds: float
     consumer_wait_seconds: float
     dropped: Mapping[str, int]
-    iteration: int
     trained_iterations: int
     trainer_started: bool
     trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists
     reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
     alarms: tuple[str, ...]
+    error: str | None  # why no list will be trained any more
 
 
 def _references_file(run_dir: Path) -> Path:

@@ -7,7 +7,7 @@ Three ways to the same rule, by the model's `attn_implementation`:
 - `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
 - `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.
 
-flash-attn's kernels cannot express the rule: they serve plain causal rows (SFT, reward models, unpacked policies).
+flash-attn's kernels cannot express the rule: they serve plain causal rows (`plain_attention`: reward models).
 
 T tokens of a row, Q queries, K keys, H heads, G key-value heads, D head dimension.
 """
@@ -41,6 +41,14 @@ def attention_implementation(config: PreTrainedConfig, device_type: str) -> str:
     """
     _windows(config)
     return "flex_attention" if device_type == "cuda" else SEGMENTS
+
+
+def plain_attention(device_type: str, dtype: str) -> str | None:
+    """The `attn_implementation` for plain causal rows: flash-attn where it is installed and fits; None: the default."""
+    from transformers.utils import is_flash_attn_2_available
+
+    fits = device_type == "cuda" and dtype in ("bfloat16", "float16")
+    return "flash_attention_2" if fits and is_flash_attn_2_available() else None
 
 
 def packed_attention_mask(

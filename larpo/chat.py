@@ -40,6 +40,12 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return messages if system is None or has_one else (Message("system", system), *messages)
 
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)  # `plain_text` as a chat template
+
+
 def plain_text(messages: tuple[Message, ...]) -> str:
     """The plain template: "role: content" a line, then the header "assistant:"."""
     return "".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant:"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from larpo.attention import plain_attention
 from larpo.chat import plain_text
 from larpo.config import Classifier
 from larpo.errors import ConfigError, DataError
@@ -36,7 +37,11 @@ class ClassifierReward:
         self._device = torch.device(_device(section))
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **shared)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=getattr(torch, section.dtype), use_safetensors=True, **shared
+            folder,
+            dtype=getattr(torch, section.dtype),
+            use_safetensors=True,
+            attn_implementation=plain_attention(self._device.type, section.dtype),
+            **shared,
         )
         self._model.to(self._device).eval()
         self.fingerprint = f"{stable_hash('classifier', fingerprint(folder), section.dtype, section.max_tokens):016x}"

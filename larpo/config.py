@@ -17,6 +17,8 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, le=5)]
+Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
@@ -45,7 +47,7 @@ class Section(BaseModel):
 class Run(Section):
     name: str | None = None  # name of the run folder; the recipe's name and the time when not given
     output_dir: str = "runs"  # where run folders are made
-    seed: int = 0  # seeds prompt order, ties, later epochs and the trainer
+    seed: Seed = 0  # seeds prompt order, ties, later epochs and the trainer
 
 
 class Policy(Section):
@@ -74,7 +76,7 @@ class Prompts(Section):
     system: str | None = None  # system turn put before prompts that have none
     train_count: Positive | None = None  # training prompts (all that are not held out when not given)
     heldout_count: Annotated[int, Field(ge=0)] = 0  # held-out prompts, disjoint from training
-    split_seed: int = 0  # seeds the split into training and held-out prompts (and generated sets)
+    split_seed: Seed = 0  # seeds the split into training and held-out prompts (and generated sets)
     drop_never_met: bool = True  # ifeval: train on no prompt with a constraint that a small model never meets
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
 
@@ -105,7 +107,7 @@ class Endpoint(Section):
 
     addresses: tuple[str, ...] = ()  # such as http://127.0.0.1:8100; taken by turns, a failing one is passed over
     timeout_s: Seconds = 60.0  # one request, whatever trickles in
-    retries: Annotated[int, Field(ge=0)] = 5  # further attempts at a request
+    retries: Annotated[int, Field(ge=0, le=20)] = 3  # further attempts at a request
     backoff_s: Seconds = 0.5  # wait before the first of them, doubled for each further one
     reply_mib: Positive = 16  # longest reply
 
@@ -195,7 +197,7 @@ class Samplers(Section):
     max_num_seqs: Positive = 128  # responses that one engine generates at a time
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory an engine takes
     cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
-    cpu_cores: str = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
+    cpu_cores: Cores = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
     lease_s: Seconds = 300.0  # a prompt not answered in this time goes back to the queue
     max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of dead samplers before the run gives up

@@ -17,7 +17,7 @@ from larpo.verifiers import check_verifier_name
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    checks = (_run, _prompts, _columns, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    checks = (_run, _prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -83,7 +83,24 @@ def _columns(config: Config) -> list[str]:
     ]
 
 
+def _samplers(config: Config) -> list[str]:
+    gpus, spanned = config.samplers.resources.get("GPU", 0), config.samplers.tensor_parallel_size
+    if spanned == 1 or gpus >= spanned:
+        return []
+    return [
+        f"samplers.tensor_parallel_size = {spanned}: must be at most the GPUs of a sampler, and samplers.resources "
+        f"asks for {gpus:g}; set samplers.resources={{GPU: {spanned}}}"
+    ]
+
+
 def _reward(config: Config) -> list[str]:
+    limit, endpoint = config.timeouts.reward_s, config.reward.endpoint
+    attempts = (endpoint.retries + 1) * endpoint.timeout_s + endpoint.backoff_s * (2**endpoint.retries - 1)
+    if config.reward.kind == "http" and attempts > limit:
+        return [
+            f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
+            "retries and backoff_s; raise the one, or lower those"
+        ]
     return _reward_section(config.reward, config.prompts, "reward")
 
 
@@ -151,6 +168,12 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
             f"{name!r} trains on 2, one winner and one loser; set lists.selection.policy=best_vs_worst"
+        )
+    workers, step = config.training.workers, config.training.lists_per_step
+    if spec.divergence and step < 2 * workers:
+        problems.append(
+            f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
+            f"needs 2 a worker, {2 * workers} in all; raise it"
         )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(

@@ -85,6 +85,18 @@ def merge(current: CandidateList, remembered: Sequence[Candidate], *, seed: int)
     return current.replace(candidates=rank(list(by_id.values()), seed=seed, prompt_id=current.prompt.id))
 
 
+def with_references(item: CandidateList, references: Mapping[str, tuple[float, str]]) -> CandidateList:
+    """The list with the reference log-probabilities that are known by candidate id, each with its fingerprint."""
+
+    def known(candidate: Candidate) -> Candidate:
+        value = references.get(candidate.id)
+        if value is None:
+            return candidate
+        return candidate.replace(reference_log_prob=value[0], reference_fingerprint=value[1])
+
+    return item.replace(candidates=tuple(known(candidate) for candidate in item.candidates))
+
+
 def as_remembered(candidate: Candidate) -> Candidate:
     """A sampled candidate becomes a remembered one; a given one (a reference answer) stays given."""
     return candidate.replace(origin="remembered") if candidate.origin == "sampled" else candidate

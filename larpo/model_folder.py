@@ -130,12 +130,14 @@ def save_model_folder(
     card: str,
     *,
     shard_bytes: int = SHARD_BYTES,
+    chat_template: str | None = None,
 ) -> None:
     """Write a model that transformers and vLLM load: `weights` in the source model's surroundings, and a model card.
 
     `weights` are (name, tensor) pairs, held one shard at a time, or a safetensors file or a folder of such. Names and
     shapes must be those of the source folder; an output head tied to the embedding is not written again. Config
-    (without quantization), tokenizer, chat template and generation config are the source's. DataError otherwise.
+    (without quantization), tokenizer, chat template and generation config are the source's; `chat_template` is written
+    beside them where the source has none. DataError otherwise.
     """
     expected = tensor_shapes(source_folder)
     pairs = _tensors_of(weights) if isinstance(weights, Path) else weights
@@ -151,6 +153,8 @@ def save_model_folder(
             config["dtype"] = dtypes.pop()
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if chat_template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
 def _indexed(folder: Path) -> list[str]:

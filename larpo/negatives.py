@@ -14,9 +14,16 @@ from larpo.types import Candidate, CandidateList, stable_hash
 
 
 def with_borrowed(
-    lists: Sequence[CandidateList], negatives: Negatives, *, count: int, seed: int
+    lists: Sequence[CandidateList],
+    negatives: Negatives,
+    *,
+    count: int,
+    seed: int,
+    recent: Sequence[CandidateList] = (),
 ) -> list[CandidateList]:
-    """Each list joined by up to `count` freshly sampled responses of the other lists; `sampled` changes nothing.
+    """Each list joined by up to `count` freshly sampled responses of the others and of `recent` lists.
+
+    `sampled` changes nothing.
 
     Borrowed candidates are `given`: no sampler gave them to this prompt, so they carry no log-probabilities, and no
     reward until the reward model has seen them with it. Which ones is decided by a hash of (seed, list, candidate).
@@ -24,8 +31,9 @@ def with_borrowed(
     """
     if negatives == "sampled":
         return list(lists)
+    pool = [*recent, *lists]
     return [
-        item.replace(candidates=(*item.candidates, *_borrowed(item, lists, negatives, count, seed))) for item in lists
+        item.replace(candidates=(*item.candidates, *_borrowed(item, pool, negatives, count, seed))) for item in lists
     ]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import larpo
 from larpo.config import Config
 from larpo.config import Policy as PolicyKnobs
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
-from larpo.model_folder import check_model_folder, file_sha256, fingerprint, new_folder, read_json
+from larpo.model_folder import check_model_folder, file_sha256, fingerprint, new_folder, read_json, tensor_shapes
 
 BUNDLED_POLICIES = ("smollm2-135m-instruct",)
 
@@ -103,6 +104,39 @@ def _check_config(path: Path, trust_remote_code: bool) -> tuple[str, ...]:
     return (f"the folder's own Python code is not run: transformers has {kind!r} itself",) if unused else ()
 
 
+def open_policy(policy: PreparedPolicy, trust_remote_code: bool = False) -> tuple[Any, Any, Any]:
+    """Tokenizer, generation config (None where there is none) and config of a prepared policy, read and checked.
+
+    The model is made without memory, to compare names and shapes of its parameters with those in the folder: weights
+    under other names could not go back to the samplers.
+
+    Raises:
+        DataError: one of them cannot be read, or parameters and files do not fit each other.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    path, shared = policy.path, {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = load_tokenizer(path, trust_remote_code)
+        has_generation = (path / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(path) if has_generation else None
+        config = AutoConfig.from_pretrained(path, **shared)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises whatever the parser of a damaged file raises
+        raise DataError(f"model folder {path}: cannot be read ({type(error).__name__}: {error}); repair it") from error
+    there = tensor_shapes(path)
+    strange = [name for name, parameter in model.named_parameters() if there.get(name) != tuple(parameter.shape)]
+    if strange:
+        raise DataError(
+            f"model folder {path}: {len(strange)} parameters of {type(model).__name__} are not in its weight files"
+            f" under their name and shape, the first being {strange[0]!r}: its config belongs to other weights, or this"
+            " kind of model stores them under other names; give another folder"
+        )
+    return tokenizer, generation, config
+
+
 # --- Bundled
 
 
@@ -168,30 +202,34 @@ def _convert(gguf: Path, folder: Path) -> None:
 # --- Model card
 
 
-def model_card(config: Config, results: Mapping[str, float], base: str) -> str:
+def model_card(
+    config: Config, results: Mapping[str, float], base: str, *, name: str = "", notes: Sequence[str] = ()
+) -> str:
     """A model card: front matter for the hub, then how the model was made and what was measured.
 
-    `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids.
+    `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids. `notes` say
+    what is worth knowing of the base model's weights.
     """
     base_id = _BASES.get(base, base)
     is_id = base_id.count("/") <= 1 and not base_id.startswith(("/", ".", "~")) and not Path(base_id).exists()
     front = ["---", *([f"base_model: {base_id}"] if is_id else []), "library_name: transformers"]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    return "\n".join([*front, "", *_story(config, base_id), *_numbers(results), *_CITATION]) + "\n"
+    return "\n".join([*front, "", *_story(config, base_id, name, notes), *_numbers(results), *_CITATION]) + "\n"
 
 
 def _tags(config: Config) -> tuple[str, ...]:
     return ("alignment", "preference-optimization", "larpo", config.objective.name)
 
 
-def _story(config: Config, base_id: str) -> list[str]:
+def _story(config: Config, base_id: str, name: str, notes: Sequence[str]) -> list[str]:
     training, sampling, lists = config.training, config.sampling, config.lists
     return [
-        f"# {config.run.name or 'A policy aligned as a retriever'}",
+        f"# {name or config.run.name or 'A policy aligned as a retriever'}",
         "",
         *([config.description, ""] if config.description else []),
         f"{base_id}, aligned with larpo: the policy samples candidates as a retriever does, a reward model ranks",
         "them, and the policy is trained on the ranked lists (Jin et al. 2025, Algorithm 1).",
+        *(f"Of the base model: {note}." for note in notes),
         "",
         "| | |",
         "|---|---|",
@@ -205,6 +243,7 @@ def _story(config: Config, base_id: str) -> list[str]:
         f"{training.lists_per_step} lists a "
         f"step, learning rate {training.optimizer.learning_rate} |",
         f"| seed | {config.run.seed} |",
+        f"| made with | larpo {larpo.__version__} |",
         "",
     ]
 

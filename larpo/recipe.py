@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from larpo.config import Config, Section, nearest
+from larpo.config import Config, Section
 from larpo.config_checks import check_config, problem_list
 from larpo.errors import ConfigError
 
@@ -139,10 +139,10 @@ def _recipe_text(recipe: str) -> str:
     if not _is_path(recipe):
         if recipe in bundled_recipes():
             return resources.files("larpo.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
-        hint = nearest(recipe, bundled_recipes())
-        raise ConfigError(
-            f"no recipe is called {recipe!r}; {hint} Bundled: {', '.join(bundled_recipes())}; or give a path to YAML"
-        )
+        known = ", ".join(bundled_recipes())
+        close = difflib.get_close_matches(recipe, bundled_recipes(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"no recipe is called {recipe!r}; {hint}Bundled: {known}; or give a path to YAML")
     try:
         return Path(recipe).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

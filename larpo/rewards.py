@@ -72,9 +72,12 @@ def check_reward(section: RewardSection) -> None:
     A hub model is downloaded here; a server is not asked.
     """
     if section.kind == "verifier":
+        from larpo.verifier_reward import VerifierReward
         from larpo.verifiers import verifier_version
 
         verifier_version(section.name)
+        if ":" in section.name:  # a user's function: whether it loads is seen in its own process
+            VerifierReward(section.name).close()
     if section.kind == "sequence_classification":
         from larpo.classifier_reward import classifier_folder
 

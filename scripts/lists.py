@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--trained", action="store_true", help="what was trained on: after selection, signal-free lists left out"
     )
     result.add_argument(
-        "--limit", type=int, metavar="N", help="at most this many lists (5 when shown, all when exported)"
+        "--limit", type=_count, metavar="N", help="at most this many lists (5 when shown, all when exported)"
     )
     result.add_argument(
         "--export",
@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
         " trainers read it), `all-pairs` (every ordered pair) or `ranked` (one row a list, responses best first)",
     )
     return result
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ def place(local_ray):
     """`place(model folder, store)`: a started sampler; all are killed at the end."""
     placed = []
 
-    def start(model, store, dtype="float32"):
+    def start(model, store, dtype="float32", version=0):
         config = Config.model_validate(
             {
                 "policy": {"model": str(model), "dtype": dtype},
@@ -43,7 +43,7 @@ def place(local_ray):
         )
         sampler = place_sampler(config, EngineOptions.of(config, str(model)), store)
         placed.append(sampler)
-        return sampler, local_ray.get(sampler.start.remote())
+        return sampler, local_ray.get(sampler.start.remote(version))
 
     yield start
     for sampler in placed:
@@ -62,6 +62,11 @@ def house(place, local_ray, tiny_policy):
 @pytest.fixture(scope="module")
 def prompt_ids(tiny_policy) -> tuple[int, ...]:
     return encode_prompt(load_tokenizer(tiny_policy), Prompt("p", (Message("user", "Say something."),)))
+
+
+def pull_newest(house) -> int:
+    """The sampler takes the newest weights of the store; returns their version."""
+    return house.get(house.sampler.update.remote(house.get(house.store.newest.remote())))
 
 
 @pytest.fixture
@@ -180,12 +185,12 @@ def test_a_stop_token_ends_a_response_and_stays_in_its_tokens(house, prompt_ids,
 
 def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp_path):
     """Running requests go on under the new weights, and the sampler is then what a fresh engine would be."""
-    before, old = house.get(house.sampler.update.remote()), current_model(house, tiny_policy)
+    before, old = pull_newest(house), current_model(house, tiny_policy)
     first = greedy(house, prompt_ids)
     running = [house.sampler.sample.remote(task(prompt_ids, ((1.0, 16),), 300, key=f"{n}")) for n in range(8)]
     house.wait(running, num_returns=1)
     after, new = publish(seed=1)
-    assert house.get(house.sampler.update.remote()) == after
+    assert pull_newest(house) == after
     candidates = [candidate for answer in house.get(running) for candidate in answer]
 
     assert len({candidate.id for candidate in candidates}) == 8 * 16
@@ -224,8 +229,8 @@ def current_model(house, tiny_policy):
 
 def test_a_late_sampler_starts_with_the_newest_weights(house, publish, place, prompt_ids, tiny_policy):
     version, _ = publish(seed=2)
-    house.get(house.sampler.update.remote())
-    late, found = place(tiny_policy, house.store)
+    pull_newest(house)
+    late, found = place(tiny_policy, house.store, version=version)
     assert found == version
     theirs, ours = greedy(house, prompt_ids, late), greedy(house, prompt_ids)
     assert theirs.token_ids == ours.token_ids
@@ -234,7 +239,7 @@ def test_a_late_sampler_starts_with_the_newest_weights(house, publish, place, pr
 
 
 def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt_ids, tiny_policy, tmp_path):
-    before, expected = house.get(house.sampler.update.remote()), greedy(house, prompt_ids).token_ids
+    before, expected = pull_newest(house), greedy(house, prompt_ids).token_ids
     buckets = []
     for data in read_buckets(write_policy(tmp_path / "damaged", before + 1, other_model(tiny_policy, seed=3))):
         whole = house.get(house.store.put_bucket.remote(data))
@@ -245,13 +250,13 @@ def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt
     house.get(house.store.publish.remote(before + 1, tuple(buckets)))
 
     with pytest.raises(CheckpointError, match=f"bucket 0 of weight version {before + 1} arrived damaged"):
-        house.get(house.sampler.update.remote())
+        pull_newest(house)
     still = greedy(house, prompt_ids)
     assert still.token_ids == expected
     assert still.versions == (VersionSpan(0, len(expected), before),)
 
     after, _ = publish(seed=4)
-    assert house.get(house.sampler.update.remote()) == after
+    assert pull_newest(house) == after
 
 
 # --- The real policy
@@ -284,6 +289,6 @@ def test_log_probs_of_smollm2_in_bf16_are_the_trainers_before_and_after_an_updat
     other = other_model(policy.path, seed=1, dtype="bfloat16", noise=0.01)
     folder = write_policy(tmp_path / "other", 1, other, bucket_bytes=64 * 2**20)
     local_ray.get(store.publish_folder.remote(1, str(folder)))
-    assert local_ray.get(sampler.update.remote()) == 1
+    assert local_ray.get(sampler.update.remote(1)) == 1
     check("after", other)
     kill(sampler)

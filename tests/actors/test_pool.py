@@ -27,7 +27,7 @@ class Double:
         self.stats = SimpleNamespace(remote=stats or self._stats)
         self.sample = SimpleNamespace(remote=lambda task: self._sample(sample, task))
 
-    async def _zero(self):
+    async def _zero(self, *_):
         return 0
 
     async def _stats(self):
@@ -221,13 +221,13 @@ def test_an_engine_that_does_not_start_ends_the_run():
 @pytest.mark.parametrize("refusal", [CheckpointError("bucket 0 arrived damaged"), None])
 def test_a_sampler_that_does_not_take_new_weights_is_replaced(refusal):
     async def go():
-        async def refuses():
+        async def refuses(*_):
             if refusal is None:
                 await hangs()
             raise refusal
 
-        async def newest():
-            return 7
+        async def newest(version):
+            return version
 
         house = House(
             Double("takes", update=newest),
@@ -236,8 +236,8 @@ def test_a_sampler_that_does_not_take_new_weights_is_replaced(refusal):
             count=2,
             timeouts={"weights_s": 0.05},
         )
-        await house.pool.start()
-        await house.pool.update()
+        await house.pool.start(5)
+        await house.pool.update(7)
         await settled()
         assert [actor.name for actor in house.placed] == ["takes", "refuses", "fresh"]
         assert [(m.version, m.status) for m in house.pool.members] == [(7, "ready"), (7, "ready")]

@@ -38,15 +38,15 @@ def test_a_rank_that_died_waiting_takes_no_list_with_it(trainer_config, make_lis
         await stream.restore(Journal())
         await stream.open_iteration(0)
         await stream.offer([make_list(n) for n in range(2)])
-        first = await stream.next_work(0, 1, 0, 5.0)
-        dead = asyncio.create_task(stream.next_work(0, 1, 1, 5.0))
+        first = await stream.next_work(0, 1, 0)
+        dead = asyncio.create_task(stream.next_work(0, 1, 1))
         await asyncio.sleep(0.05)
         await stream.restore(Journal())  # no checkpoint yet: from the start
         await stream.offer([make_list(n) for n in range(2, 4)])
         with pytest.raises(RuntimeError, match="rolled back"):
             await dead
         await stream.close_iteration(0)
-        return first, [await stream.next_work(0, 1, position, 5.0) for position in range(3)]
+        return first, [await stream.next_work(0, 1, position) for position in range(3)]
 
     first, (again, second, end) = asyncio.run(go())
     assert [item.prompt.id for item in again.lists] == [item.prompt.id for item in first.lists] == ["p0", "p1"]

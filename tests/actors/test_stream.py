@@ -17,9 +17,10 @@ def make_config(**changes) -> Config:
         "training": {"iterations": 2, "prompts_per_iteration": 8, "epochs": 1, "lists_per_step": 4},
         "lists": {"selection": {"policy": "all"}},
         "stream": {"capacity": 4},
+        "timeouts": {"stream_idle_s": 5.0},
     }
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return Config.model_validate(values)
 
 
@@ -43,8 +44,8 @@ def make_list(iteration: int, number: int, rewards=(1.0, 0.0)) -> CandidateList:
     return CandidateList(list_id(iteration, prompt.id), iteration, prompt, (1, 2, 3), candidates)
 
 
-async def take(stream, position, rank=0, ranks=1, timeout=5.0):
-    return await stream.next_work(rank, ranks, position, timeout)
+async def take(stream, position, rank=0, ranks=1):
+    return await stream.next_work(rank, ranks, position)
 
 
 def ids(work: StepWork) -> list[str]:
@@ -128,13 +129,13 @@ def test_ranks_get_disjoint_shares_of_one_batch(tmp_path):
 
 def test_phase_by_phase_waits_for_the_last_list(tmp_path):
     async def go():
-        stream = ListStream(make_config(overlap="none"), str(tmp_path / "lists"))
+        stream = ListStream(make_config(overlap="none", timeouts={"stream_idle_s": 0.2}), str(tmp_path / "lists"))
         await stream.restore(Journal())
         await stream.open_iteration(0)
         for n in range(6):
             await stream.offer([make_list(0, n)])  # more than the capacity: nothing is held back
-        with pytest.raises(PhaseTimeout, match="lists in the stream"):
-            await take(stream, 0, timeout=0.05)
+        with pytest.raises(PhaseTimeout, match=r"waited for lists, and nothing moved for 0.2 s"):
+            await take(stream, 0)
         await stream.close_iteration(0)
         return await take(stream, 0)
 
@@ -241,3 +242,88 @@ def test_reference_log_probabilities_survive_a_restart(tmp_path):
         return await ListStream(make_config(), str(tmp_path / "lists")).references()
 
     assert asyncio.run(go()) == {"0000/p0/0": (-1.5, "ref")}
+
+
+def test_patience_begins_anew_with_every_list(tmp_path):
+    async def go():
+        stream = ListStream(make_config(overlap="none", timeouts={"stream_idle_s": 0.4}), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        waiting = asyncio.create_task(take(stream, 0))
+        for n in range(5):  # longer than the limit in all
+            await asyncio.sleep(0.2)
+            await stream.offer([make_list(0, n)])
+        await stream.close_iteration(0)
+        return await waiting
+
+    assert ids(asyncio.run(go())) == ["p0", "p1", "p2", "p3"]
+
+
+def test_stream_and_trainer_never_wait_for_each_other(tmp_path):
+    """A part that does not fit beside what waits, which is less than a step: it is let in."""
+
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))  # a capacity and a step of 4
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(3)])
+        await asyncio.wait_for(stream.offer([make_list(0, n) for n in range(3, 6)]), 2)
+        step = await take(stream, 0)
+        held_back = asyncio.create_task(stream.offer([make_list(0, n) for n in range(6, 8)]))
+        await asyncio.wait_for(held_back, 2)  # 2 wait, 2 come
+        more = asyncio.create_task(stream.offer([make_list(0, 8)]))
+        await asyncio.sleep(0.2)
+        assert not more.done()
+        await take(stream, 1)
+        await asyncio.wait_for(more, 2)
+        return step
+
+    assert ids(asyncio.run(go())) == ["p0", "p1", "p2", "p3"]
+
+
+@pytest.mark.parametrize("overlap", ["none", "stream"])
+def test_the_schedule_counts_dropped_lists_when_the_trainer_passes_them(tmp_path, overlap):
+    """Of 8 lists every second is flat, and a restart changes nothing."""
+
+    def lists():
+        return [make_list(0, n, (1.0, 0.0) if n % 2 == 0 else (1.0, 1.0)) for n in range(8)]
+
+    async def go(folder, *, restart):
+        config = make_config(
+            overlap=overlap, training={"iterations": 1, "epochs": 2, "lists_per_step": 2}, stream={"capacity": 100}
+        )
+        stream = ListStream(config, str(folder))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer(lists())
+        await stream.close_iteration(0)
+        shares, journal = [], Journal()
+        for position in range(4):
+            if restart and position in (1, 3):
+                await stream.restore(journal)
+            work = await take(stream, position)
+            shares.append(work.planned_share)
+            journal = work.journal
+        return shares
+
+    expected = [3 / 16, 7 / 16, 0.75, 1.0]  # the 3rd and 7th of 8 lists, then halves of the second pass
+    assert asyncio.run(go(tmp_path / "a", restart=False)) == pytest.approx(expected)
+    assert asyncio.run(go(tmp_path / "b", restart=True)) == pytest.approx(expected)
+
+
+def test_reference_log_probabilities_come_back_with_the_lists_of_a_later_epoch(tmp_path):
+    async def go():
+        stream = ListStream(make_config(training={"epochs": 2}), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        await stream.close_iteration(0)
+        first = await take(stream, 0)
+        known = {c.id: (-9.0, "base") for item in first.lists for c in item.candidates}
+        await stream.report({"rank": 0}, known)
+        return await take(stream, 1)
+
+    found = {
+        (c.reference_log_prob, c.reference_fingerprint) for item in asyncio.run(go()).lists for c in item.candidates
+    }
+    assert found == {(-9.0, "base")}

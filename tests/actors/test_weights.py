@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 
 import numpy
 import pytest
@@ -16,6 +17,7 @@ from actors.weights import (
     published_tensors,
     published_version,
     read_buckets,
+    remove_orphans,
     split_into_buckets,
     write_bucket_files,
 )
@@ -164,3 +166,13 @@ def test_the_store_refuses_a_damaged_folder_and_keeps_what_it_had(tmp_path, loca
         local_ray.get(store.publish_folder.remote(2, str(folder)))
     assert local_ray.get(store.newest.remote()) == 1
     kill(store)
+
+
+def test_bucket_files_of_dead_processes_are_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine, others = tmp_path / f"larpo-{os.getpid()}-v1-0.safetensors", tmp_path / "larpo-notes.safetensors"
+    for path in (mine, others, tmp_path / f"larpo-{dead.pid}-v1-0.safetensors"):
+        path.write_bytes(b"")
+    remove_orphans(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, others])

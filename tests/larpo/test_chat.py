@@ -107,3 +107,15 @@ def test_no_stop_at_all():
     made.eos_token = None
     with pytest.raises(DataError, match="names no token that ends a response"):
         stop_token_ids(made)
+
+
+def test_the_plain_text_as_a_template():
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from larpo.chat import PLAIN_TEMPLATE, plain_text
+
+    messages = (Message("system", "Be brief."), Message("user", "Why?\n{{ 7 }}"))
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    rendered = environment.from_string(PLAIN_TEMPLATE).render(messages=turns, add_generation_prompt=True)
+    assert rendered == plain_text(messages)

@@ -1,6 +1,7 @@
 """Policies: the bundled model really answers, folders are checked, and what is saved loads again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Policy
 from larpo.errors import ConfigError, DataError
 from larpo.model_folder import fingerprint, new_folder, save_model_folder, tensor_shapes
-from larpo.policy import load_policy, load_tokenizer, model_card, prepare_policy
+from larpo.policy import PreparedPolicy, load_policy, load_tokenizer, model_card, open_policy, prepare_policy
 from larpo.recipe import load_config
 from larpo.types import Message, Prompt
 
@@ -344,3 +345,24 @@ def test_the_model_card():
     assert "top_and_bottom" in card
     assert "base_model" not in model_card(config, {}, "/models/mine")
     assert "No numbers were measured" in model_card(config, {}, "/models/mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tokenizer.json", lambda text: "{"),
+        ("generation_config.json", lambda text: text[: len(text) // 2]),
+        ("config.json", lambda text: text.replace('"hidden_size": 128', '"hidden_size": "wide"')),
+        ("config.json", lambda text: text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')),
+        ("config.json", lambda text: text.replace('"intermediate_size": 192', '"intermediate_size": 64')),
+    ],
+)
+def test_a_folder_whose_parts_do_not_fit_is_refused_before_anything_starts(tiny_policy, tmp_path, name, damage):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_policy, folder)
+    text = (folder / name).read_text()
+    assert damage(text) != text
+    (folder / name).write_text(damage(text))
+    with pytest.raises(DataError, match=r"damaged"):
+        open_policy(PreparedPolicy(folder, "f"))
+    assert open_policy(PreparedPolicy(tiny_policy, "f"))[2].num_hidden_layers == 2

@@ -298,3 +298,24 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"
     weighted = load_config("quickstart", ["reward.kind=weighted", "reward.word_weight=-0.01", parts])
     assert weighted.reward.source == "0.5 verifier reasoning_gym + 1 sequence_classification some/model"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.seed=-1"], "run.seed"),
+        (["run.seed=99999999999999999999999"], "run.seed"),
+        (["samplers.cpu_cores=banana"], "samplers.cpu_cores"),
+        (
+            ["samplers.tensor_parallel_size=4"],
+            "and samplers.resources asks for 0",
+        ),
+        (["objective.name=kto", "training.lists_per_step=3", "training.workers=2"], "needs 2 a worker, 4 in all"),
+        (
+            ["reward.kind=http", "reward.endpoint.addresses=[http://a]", "reward.endpoint.timeout_s=300"],
+            "timeouts.reward_s = 300: reward.endpoint may take 1203.5 s for one list",
+        ),
+    ],
+)
+def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
+    assert message in refusal(*overrides)
