@@ -93,7 +93,7 @@ class Engine:
         )
         llm = AsyncLLM.from_engine_args(arguments)
         await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
-        await llm.collective_rpc("larpo_die_with_parent")
+        await llm.collective_rpc("larpo_die_with", args=(os.getpid(),))
         await llm.update_weight_version("0")
         return Engine(llm)
 

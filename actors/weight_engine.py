@@ -9,11 +9,15 @@ bare `ray job submit --working-dir` finds it.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
@@ -81,11 +85,25 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
             layer.quant_method.process_weights_after_loading(layer)
 
 
-def die_with_parent() -> None:
-    """Linux ends this process when its parent dies: a killed sampler actor leaves no engine behind."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def die_with(actor: int) -> None:
+    """End the engine's processes when the sampler actor of that pid is gone, however it went.
+
+    Called in a worker, which is the engine's own process or a child of it. Linux ends it with its parent; where that is
+    the engine's process, which nothing would end, a thread looks whether its parent is still the actor.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    engine = os.getppid()
+    if engine != actor:
+        threading.Thread(target=_end_orphan, args=(engine, actor), name="larpo-orphan", daemon=True).start()
+
+
+def _end_orphan(engine: int, actor: int) -> None:
+    while psutil.Process(engine).ppid() == actor:
+        time.sleep(1.0)
+    os.kill(engine, signal.SIGKILL)
 
 
 def register() -> None:
@@ -100,5 +118,5 @@ register()
 class WeightTransferExtension:
     """Mixed into vLLM's worker; importing this module has registered the backend."""
 
-    def larpo_die_with_parent(self) -> None:
-        die_with_parent()
+    def larpo_die_with(self, actor: int) -> None:
+        die_with(actor)

@@ -221,10 +221,15 @@ def test_a_run_whose_driver_was_killed_resumes_to_its_end(runs, phase, overlap):
         time.sleep(0.5)
     assert not left, [process.cmdline() for process in left]
     assert not runs.records("done")
+    base = runs.run_dir / "evaluation" / "iteration-0000.json"
+    evaluated = json.loads(base.read_text()) if base.exists() else None
+    base.unlink(missing_ok=True)  # as if the kill had come before the base policy's evaluation was through
 
     assert runs.start("--resume", str(runs.run_dir)).wait() == 0, runs.log()
     assert json.loads((runs.run_dir / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "done"
     check_exactly_once(runs.run_dir)
+    if evaluated is not None:
+        assert json.loads(base.read_text())["greedy_rewards_P"] == evaluated["greedy_rewards_P"]
     assert not runs.processes()
 
 
