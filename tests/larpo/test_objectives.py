@@ -8,12 +8,15 @@ from torch.nn import functional as F
 import larpo.objectives
 from larpo.attention import SEGMENTS
 from larpo.errors import DataError
+from larpo.list_objectives import approx_ndcg, lipo_lambda, listnet
 from larpo.log_probs import packed_log_probs
 from larpo.objectives import contrastive, lambdarank, listmle, pairwise
 from larpo.packing import pack_list
 
 ALL = [pairwise, contrastive, lambdarank, listmle]
+EVERY = [*ALL, lipo_lambda, listnet, approx_ndcg]  # score objectives; test_list_objectives.py has what is theirs alone
 each_objective = pytest.mark.parametrize("objective", ALL, ids=lambda objective: objective.__name__)
+every_objective = pytest.mark.parametrize("objective", EVERY, ids=lambda objective: objective.__name__)
 
 
 def pair(winner, loser):
@@ -81,7 +84,7 @@ def test_all_four_are_one_number_for_two_candidates():
         torch.testing.assert_close(loss_L, losses[0])
 
 
-@each_objective
+@every_objective
 def test_candidates_may_stand_in_any_order(objective):
     scores_LM, rewards_LM, where_LM = random_batch()
     order_M = torch.tensor([3, 0, 6, 5, 1, 4, 2])
@@ -97,7 +100,7 @@ def test_a_loss_depends_on_the_order_of_rewards_only(objective):
     )
 
 
-@each_objective
+@every_objective
 @pytest.mark.parametrize("junk", [0.0, 1e30, torch.nan, torch.inf, -torch.inf])
 def test_padding_reaches_neither_value_nor_gradient(objective, junk):
     scores_LM, rewards_LM, where_LM = random_batch()
@@ -113,7 +116,7 @@ def test_padding_reaches_neither_value_nor_gradient(objective, junk):
     assert (padded_LM.grad[~where_LM] == 0).all()
 
 
-@each_objective
+@every_objective
 def test_a_list_without_signal_has_no_loss_and_no_gradient(objective):
     scores_LM = torch.randn(3, 4, requires_grad=True)
     where_LM = torch.tensor([[True] * 4, [True, False, False, False], [False] * 4])
@@ -123,7 +126,7 @@ def test_a_list_without_signal_has_no_loss_and_no_gradient(objective):
     assert (scores_LM.grad == 0).all()
 
 
-@each_objective
+@every_objective
 def test_gradients_are_right(objective):
     scores_LM, rewards_LM, where_LM = random_batch(lists=6, candidates=5)
     scores_LM = scores_LM.requires_grad_()
@@ -138,7 +141,7 @@ def test_scores_that_rise_with_the_rewards_lower_the_loss(objective):
     assert losses[-1] == pytest.approx(0, abs=1e-6)
 
 
-@each_objective
+@every_objective
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extreme_scores_stay_finite(objective, dtype):
     scores_LM = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [-1e4, -1e4, -1e4]], dtype=dtype)
@@ -156,7 +159,7 @@ def test_extreme_values():
     assert [objective(-scores_LM, rewards_LM).item() for objective in ALL] == [0] * 4
 
 
-@each_objective
+@every_objective
 def test_shapes_that_differ_are_refused(objective):
     with pytest.raises(DataError, match=r"\(2, 3\), \(2, 1\)"):
         objective(torch.zeros(2, 3), torch.zeros(2, 1))
