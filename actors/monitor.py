@@ -42,13 +42,13 @@ class Monitor:
             "stream/consumer_wait_seconds": status.consumer_wait_seconds,
             "sampler/tokens_per_second": self._progress.tokens_per_second or 0.0,
         }
-        if status.error is not None:
-            raise TrainingError(status.error)
-        self._check_trainer(status)
         for record in status.reports:
             self._pass_on(record, flow)
         for message in status.alarms:
             self._progress.alarm(message)
+        if status.error is not None:
+            raise TrainingError(status.error)
+        self._check_trainer(status)
         await self._cast.samplers.poll()
         self._samplers()
         self._progress.show()

@@ -40,9 +40,7 @@ class ListStream:
         self._restored = False
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._dropped: dict[str, int] = {}
-        self._behind: dict[
-            str, float
-        ] = {}  # prompt id -> share of its pass that lies behind its list, dropped ones too
+        self._behind: dict[str, float] = {}  # prompt id -> share of its pass behind its list, dropped lists too
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = {"producer": 0.0, "consumer": 0.0}
         self._reports: list[Mapping[str, Any]] = []

@@ -1,5 +1,6 @@
 """How much of a run is done, and what the monitor makes of what the samplers say."""
 
+import asyncio
 import itertools
 from types import SimpleNamespace
 
@@ -10,7 +11,9 @@ from actors.monitor import Monitor
 from actors.pool import Member
 from actors.progress import EVALUATING, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
 from actors.sampler import SamplerStats
+from actors.work import StreamStatus
 from larpo.config import Config
+from larpo.errors import PhaseTimeout, TrainingError
 
 M, K, T, HELD_OUT, SAMPLES = 20, 8, 2, 10, 4
 
@@ -144,3 +147,38 @@ def test_an_update_of_weights_is_told_once():
             },
         )
     ]
+
+
+def look_at(**said):
+    """One look of the monitor at a stream that says this; returns what it passed on."""
+    quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "dropped": {}, "alarms": ()}
+    step = {"rank": 0, "spans": (), "step": 1, "iteration": 0, "epoch": 0, "metrics": {"train/loss": 1.0}}
+    state = {"trained_iterations": 0, "trainer_started": True, "trainer_silent_s": 0.0, "error": None, **said}
+    status, records = StreamStatus(**quiet, **state, reports=(step,)), Records()
+
+    async def answer(*_, **__):
+        return status
+
+    async def nothing():
+        pass
+
+    pool = SimpleNamespace(members=[], restarts=0, requeued=0, poll=nothing)
+    cast = SimpleNamespace(
+        call=answer, stream=SimpleNamespace(status=None), samplers=pool, run=SimpleNamespace(config=config())
+    )
+    try:
+        asyncio.run(Monitor(cast, Progress(config(), records)).look())
+    finally:
+        assert [event for event, _ in records.records] == ["step"]  # what was reported before is not lost
+
+
+def test_what_ended_the_trainer_reaches_the_run_at_once():
+    with pytest.raises(TrainingError, match="the disk is full"):
+        look_at(error="the disk is full")
+
+
+def test_a_silent_trainer_has_hung_unless_it_is_done():
+    look_at(trainer_silent_s=3599.0)
+    with pytest.raises(PhaseTimeout, match=r"silent for 3601 s, over timeouts.step_s = 3600"):
+        look_at(trainer_silent_s=3601.0)
+    look_at(trainer_silent_s=3601.0, trained_iterations=T)
