@@ -6,7 +6,8 @@ in; when it has published its weights, the samplers take them, and the next iter
 stream holds the lists back until the last is ranked.
 
 Held-out prompts are evaluated under each iteration's behaviour policy after its annotation, when the samplers would
-only wait for the trainer.
+only wait for the trainer; so are the snapshots that the trainer writes within the iteration. What is sampled for
+training always comes from the behaviour policy: `update_samplers` stands before each annotation.
 """
 
 from __future__ import annotations
@@ -22,35 +23,53 @@ from actors import placement
 from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_checkpoint
-from actors.heldout import evaluate, is_evaluated
+from actors.heldout import (
+    drop_evaluated,
+    ending,
+    evaluate,
+    evaluate_missing,
+    evaluate_snapshots,
+    is_evaluated,
+    result_of,
+    why_stopped,
+)
 from actors.monitor import Monitor
+from actors.policies import roll_back
 from actors.preparation import PreparedRun, create_folder, locked
 from actors.progress import STARTING, TRAINING, WRITING, Progress
 from actors.results import Results, summarize, write_model
 from actors.telemetry import Telemetry
+from larpo.best_policy import BASE, Point
 from larpo.errors import LarpoError
-from larpo.evaluation import HeldoutResult
 from larpo.report import write_report
 
 
-async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutResult | None, HeldoutResult | None]:
-    """Algorithm 1 from iteration `first` on; returns the base policy's and the aligned policy's evaluation."""
-    training, each = cast.run.config.training, cast.run.config.evaluation.each_iteration
-    base = None
+async def iterate(cast: Cast, progress: Progress, first: int) -> None:
+    """Algorithm 1 from iteration `first` on, to its end or until the held-out prompts say that it is enough."""
+    run, training = cast.run, cast.run.config.training
     if first > 0:
-        base = await evaluate(cast, progress, 0)
+        await evaluate_missing(cast, progress, first)
         await cast.update_samplers()
     for iteration in range(first, training.iterations):
         await Annotation(cast, progress, iteration).annotate()
-        if iteration == 0:
-            base = await evaluate(cast, progress, 0)
-        elif each:
-            await evaluate(cast, progress, iteration)
+        if iteration == 0 or run.config.evaluation.each_iteration:
+            await evaluate(cast, progress, Point(iteration))
         progress.begin(TRAINING, iteration, training.prompts_per_iteration, training.prompts_per_iteration)
-        await cast.wait_trained(iteration)
+        await _trained(cast, progress, iteration)
+        if why_stopped(run) is not None:
+            return await cast.end_training()
         await cast.update_samplers()
+        drop_evaluated(run, iteration + 1)
         progress.log("iteration", progress.busy(), iteration=iteration)
-    return base, await evaluate(cast, progress, training.iterations)
+    await evaluate(cast, progress, Point(training.iterations))
+
+
+async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:
+    """Evaluate the snapshots of an iteration as they come, until it is trained or the run is to end."""
+    over = False
+    while not over and why_stopped(cast.run) is None:
+        over = await cast.is_trained(iteration)
+        await evaluate_snapshots(cast, progress, iteration)
 
 
 async def align(run: PreparedRun) -> Results:
@@ -64,10 +83,12 @@ async def align(run: PreparedRun) -> Results:
         cast = Cast(run, progress.failed)
         reason = "the run is over"
         try:
-            base, aligned = await _watched(cast, progress, _started(cast, progress))
+            await _watched(cast, progress, _started(cast, progress))
             progress.begin(WRITING, run.config.training.iterations, 0)
-            results = summarize(run, base, aligned)
-            await asyncio.to_thread(write_model, run, results.metrics)
+            end = ending(run)
+            base, aligned, last = (result_of(run, point) for point in (BASE, end.taken, end.last))
+            results = summarize(run, base, aligned, last, end)
+            await asyncio.to_thread(write_model, run, results.metrics, end)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise
@@ -78,21 +99,26 @@ async def align(run: PreparedRun) -> Results:
             except Exception as error:  # what ended the run is what the user should read
                 progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
         progress.flush()
-        telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()})
+        telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()}, **results.fields)
     await asyncio.to_thread(write_report, run.folder)
     return results
 
 
-async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None, HeldoutResult | None]:
+async def _started(cast: Cast, progress: Progress) -> None:
     """Start the actors where the newest checkpoint left off, then iterate."""
-    found = await asyncio.to_thread(newest_checkpoint, cast.run.checkpoints)
-    first = 0 if found is None else found[1].journal.iteration
-    if cast.run.resumed:
-        step = 0 if found is None else found[1].step
-        progress.say(f"resuming in iteration {min(first + 1, cast.run.config.training.iterations)}, after step {step}")
-    progress.begin(STARTING, first, 0)
-    await cast.start(first, initial=not is_evaluated(cast.run, 0))
-    return await iterate(cast, progress, first)
+    run = cast.run
+    found = await asyncio.to_thread(newest_checkpoint, run.checkpoints)
+    first, step = (0, 0) if found is None else (found[1].journal.iteration, found[1].step)
+    if run.resumed:
+        roll_back(run.folder, first, step)
+        progress.say(f"resuming in iteration {min(first + 1, run.config.training.iterations)}, after step {step}")
+    if why_stopped(run) is None:  # else the run had stopped early, and was killed before it had written its model
+        progress.begin(STARTING, first, 0)
+        await cast.start(first, initial=not is_evaluated(run, BASE))
+        await iterate(cast, progress, first)
+    stopped = why_stopped(run)
+    if stopped is not None:
+        progress.say(f"stopped early: {stopped}")
 
 
 async def _watched(cast: Cast, progress: Progress, work: Coroutine[Any, Any, Any]) -> Any:

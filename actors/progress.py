@@ -14,6 +14,7 @@ from larpo.config import Config
 from larpo.run_log import Span, busy_metrics
 
 STARTING, SAMPLING, EVALUATING = "starting engines and trainer", "sampling and ranking", "held-out evaluation"
+EVALUATING_SNAPSHOT = "evaluation of a snapshot"
 TRAINING, WRITING = "training", "writing the model"
 
 FAILURES_NAMED = 5  # reward failures that are logged one by one; the rest are counted

@@ -37,7 +37,7 @@ class ListStream:
         self._journal = Journal()
         self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
         self._changed = asyncio.Condition()
-        self._restored = False
+        self._restored = self._ended = False
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._dropped: dict[str, int] = {}
         self._behind: dict[str, float] = {}  # prompt id -> share of its pass behind its list, dropped lists too
@@ -99,6 +99,12 @@ class ListStream:
         """No more lists of this iteration will be offered."""
         async with self._changed:
             self._closed = iteration
+            self._progress()
+
+    async def end_run(self) -> None:
+        """The run ends early: after the step in progress the ranks hear that nothing is left to train."""
+        async with self._changed:
+            self._ended = True
             self._progress()
 
     async def fail(self, message: str) -> None:
@@ -241,7 +247,7 @@ class ListStream:
         """Whether the next work can be formed."""
         if not self._restored:
             return False
-        if self._iteration >= self._config.training.iterations:
+        if self._ended or self._iteration >= self._config.training.iterations:
             return True
         if self._opened < self._iteration:
             return False
@@ -250,7 +256,7 @@ class ListStream:
         return closed or (full_step and self._config.overlap == "stream")
 
     def _form(self, position: int) -> tuple[Work, list[CandidateList]]:
-        if self._iteration >= self._config.training.iterations:
+        if self._ended or self._iteration >= self._config.training.iterations:
             return RunEnd(position), []
         while not self._queue and self._epoch + 1 < self._config.training.epochs:
             self._start_epoch(self._epoch + 1)

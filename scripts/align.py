@@ -11,8 +11,12 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from larpo.errors import ConfigError, DataError, LarpoError
+
+if TYPE_CHECKING:
+    from actors.results import Results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,10 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from actors.preparation import CONFIG_FILE, new_run, prepare, resumed_run
+    from actors.results import finished
 
     if options.resume is not None:
         overrides = [text for text in (options.recipe, *options.overrides) if text]
         config, folder = resumed_run(options.resume, overrides)
+        results = None if options.dry_run else finished(folder)
+        if results is not None:
+            print("this run is finished: nothing is left to do")
+            return _tell(results)
     elif options.recipe is None:
         raise ConfigError("no recipe given; try `quickstart`, or --resume RUN_DIR")
     else:
@@ -66,6 +75,11 @@ def _run(options: argparse.Namespace) -> int:
         if (run.folder / CONFIG_FILE).is_file():
             print(f"go on with: python -m scripts.align --resume {run.folder}", file=sys.stderr)
         raise
+    return _tell(results)
+
+
+def _tell(results: Results) -> int:
+    """Print what a run came to, and where it lies."""
     print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
     print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")
     return 0
