@@ -11,7 +11,7 @@ from actors.preparation import PreparedRun
 from actors.weights import published_tensors
 from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
-from larpo.evaluation import HeldoutResult, done_record, format_table, rows_of_record, summary
+from larpo.evaluation import HeldoutResult, done_record, format_table, is_chosen, rows_of_record, summary
 from larpo.model_folder import save_model_folder
 from larpo.policy import model_card
 from larpo.run_log import Record, read_run_log
@@ -59,9 +59,8 @@ def results_table(done: Record) -> str:
     """The table of a run, from its last record."""
     if "heldout/reward_after" not in done:
         return NO_PROMPTS
-    rows = rows_of_record(done)
-    lines = [format_table(rows)]
-    if len(rows) > 2:
+    lines = [format_table(rows_of_record(done))]
+    if is_chosen(done):
         lines.append(f"The aligned policy is the best by evaluation.best_metric: {done['taken']['label']}.")
     if "stopped" in done:
         lines.append(f"Stopped early: {done['stopped']}.")

@@ -191,11 +191,15 @@ def done_record(before: HeldoutResult, after: HeldoutResult, *, resamples: int, 
 def rows_of_record(done: Mapping[str, Any]) -> list[HeldoutRow]:
     """The rows of the final table from a run's last record: base, aligned and, where it is another, the last policy."""
     interval = [done[f"heldout/{name}"] for name in ("reward_diff", "reward_diff_low", "reward_diff_high")]
-    taken, last = done.get("taken", {}), done.get("last", {})
     rows = [_row_of("base policy", done, "_before"), _row_of("aligned policy", done, "_after", *interval)]
-    if any(last.get(key) != place for key, place in taken.items()):
-        rows.append(_row_of(f"last, {last['label']}", last, ""))
+    if is_chosen(done):
+        rows.append(_row_of(f"last, {done['last']['label']}", done["last"], ""))
     return rows
+
+
+def is_chosen(done: Mapping[str, Any]) -> bool:
+    """Whether a run left another policy than its last."""
+    return any(done.get("last", {}).get(key) != place for key, place in done.get("taken", {}).items())
 
 
 def _row_of(label: str, numbers: Mapping[str, Any], suffix: str, *interval: float) -> HeldoutRow:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from larpo.errors import DataError
-from larpo.evaluation import rows_of_record
+from larpo.evaluation import is_chosen
 from larpo.plots import actor_order
 from larpo.records import list_parts, read_lists
 from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
@@ -117,7 +117,7 @@ def _headline(done: Record) -> str:
         for label, when in (("base policy", "before"), ("aligned policy", "after"))
     ]
     said = ""
-    if len(rows_of_record(done)) > len(rows):
+    if is_chosen(done):
         rows.append([f"last, {done['last']['label']}", *_policy_cells(done["last"], ""), ""])
         said += note(
             f"The aligned policy is that of {done['taken']['label']}, the best by evaluation.best_metric. It was "
