@@ -82,10 +82,11 @@ class SamplerPool:
         """Until the engine runs with the version that the pool has by then: it may change meanwhile."""
         limit = self._timeouts.engine_start_s
         try:
-            member.version = await asyncio.wait_for(_result(member.actor.start.remote(self._version)), limit)
-            while member.version != (wanted := self._version):
-                await asyncio.wait_for(_result(member.actor.update.remote(wanted)), self._timeouts.weights_s)
-                member.version = wanted
+            wanted = self._version
+            member.version = await asyncio.wait_for(_result(member.actor.start.remote(wanted)), limit)
+            while wanted != self._version:
+                wanted, limit = self._version, self._timeouts.weights_s
+                member.version = await asyncio.wait_for(_result(member.actor.update.remote(wanted)), limit)
         except TimeoutError as error:
             raise PhaseTimeout(
                 f"{member.name} did not start its engine within {limit:g} s (timeouts.engine_start_s)"
