@@ -11,7 +11,7 @@ from actors.preparation import PreparedRun
 from actors.weights import published_tensors
 from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
-from larpo.evaluation import HeldoutResult, done_record, format_table, is_chosen, rows_of_record, summary
+from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary
 from larpo.model_folder import save_model_folder
 from larpo.policy import model_card
 from larpo.run_log import Record, read_run_log
@@ -43,7 +43,8 @@ def summarize(
     run: PreparedRun, base: HeldoutResult | None, aligned: HeldoutResult | None, last: HeldoutResult | None, end: Ending
 ) -> Results:
     """Numbers and table of the run; without held-out prompts there are none, and the table says so."""
-    fields = {"taken": _place(end.taken)} | ({"stopped": end.stopped} if end.stopped else {})
+    said = {"best_metric": run.config.evaluation.best_metric, "stopped": end.stopped}
+    fields: dict[str, Any] = {"taken": _place(end.taken)} | {key: text for key, text in said.items() if text}
     if base is None or aligned is None or last is None:
         return Results(run.folder, {}, NO_PROMPTS, fields)
     metrics = done_record(base, aligned, resamples=run.config.evaluation.bootstrap, seed=run.config.run.seed)
@@ -61,7 +62,7 @@ def results_table(done: Record) -> str:
         return NO_PROMPTS
     lines = [format_table(rows_of_record(done))]
     if is_chosen(done):
-        lines.append(f"The aligned policy is the best by evaluation.best_metric: {done['taken']['label']}.")
+        lines.append(chosen_text(done))
     if "stopped" in done:
         lines.append(f"Stopped early: {done['stopped']}.")
     return "\n\n".join(lines)

@@ -193,13 +193,20 @@ def rows_of_record(done: Mapping[str, Any]) -> list[HeldoutRow]:
     interval = [done[f"heldout/{name}"] for name in ("reward_diff", "reward_diff_low", "reward_diff_high")]
     rows = [_row_of("base policy", done, "_before"), _row_of("aligned policy", done, "_after", *interval)]
     if is_chosen(done):
-        rows.append(_row_of(f"last, {done['last']['label']}", done["last"], ""))
+        rows.append(_row_of("last policy", done["last"], ""))
     return rows
 
 
 def is_chosen(done: Mapping[str, Any]) -> bool:
     """Whether a run left another policy than its last."""
     return any(done.get("last", {}).get(key) != place for key, place in done.get("taken", {}).items())
+
+
+def chosen_text(done: Mapping[str, Any]) -> str:
+    """Which policy a run left where that is not its last, as a sentence."""
+    taken, last = done["taken"]["label"], done["last"]["label"]
+    metric = done["best_metric"]
+    return f"The aligned policy ({taken}) is the best by {metric}; the last policy ({last}) stands beside it."
 
 
 def _row_of(label: str, numbers: Mapping[str, Any], suffix: str, *interval: float) -> HeldoutRow:

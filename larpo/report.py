@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from larpo.errors import DataError
-from larpo.evaluation import is_chosen
+from larpo.evaluation import chosen_text, is_chosen
 from larpo.plots import actor_order
 from larpo.records import list_parts, read_lists
 from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
@@ -118,10 +118,10 @@ def _headline(done: Record) -> str:
     ]
     said = ""
     if is_chosen(done):
-        rows.append([f"last, {done['last']['label']}", *_policy_cells(done["last"], ""), ""])
+        rows.append(["last policy", *_policy_cells(done["last"], ""), ""])
         said += note(
-            f"The aligned policy is that of {done['taken']['label']}, the best by evaluation.best_metric. It was "
-            "chosen on the held-out prompts that it is measured on, so its numbers lean upwards."
+            f"{chosen_text(done)} It was chosen on the held-out prompts that it is measured on, so its numbers lean "
+            "upwards."
         )
     if done.get("stopped"):
         said += note(f"Stopped early: {done['stopped']}.")
