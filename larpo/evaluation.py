@@ -199,7 +199,7 @@ def rows_of_record(done: Mapping[str, Any]) -> list[HeldoutRow]:
 
 def is_chosen(done: Mapping[str, Any]) -> bool:
     """Whether a run left another policy than its last."""
-    return any(done.get("last", {}).get(key) != place for key, place in done.get("taken", {}).items())
+    return "last" in done and any(done["last"][key] != place for key, place in done["taken"].items())
 
 
 def chosen_text(done: Mapping[str, Any]) -> str:
