@@ -88,7 +88,7 @@ async def align(run: PreparedRun) -> Results:
             end = ending(run)
             base, aligned, last = (result_of(run, point) for point in (BASE, end.taken, end.last))
             results = summarize(run, base, aligned, last, end)
-            await asyncio.to_thread(write_model, run, results.metrics, end)
+            await asyncio.to_thread(write_model, run, results, end)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             raise

@@ -29,10 +29,12 @@ class Results:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def write_model(run: PreparedRun, metrics: dict[str, float], end: Ending) -> Path:
+def write_model(run: PreparedRun, results: Results, end: Ending) -> Path:
     """Export the weights of the policy that the run leaves; the folder appears whole or not at all."""
     destination = run.folder / "model"
-    card = model_card(run.config, metrics, run.config.policy.model, name=run.name, notes=run.policy.notes)
+    chosen = chosen_text(results.fields) if is_chosen(results.fields) else ""
+    base, notes = run.config.policy.model, run.policy.notes
+    card = model_card(run.config, results.metrics, base, name=run.name, notes=notes, chosen=chosen)
     template = None if run.has_chat_template else PLAIN_TEMPLATE
     weights = published_tensors(weights_folder(run.folder, end.taken))
     save_model_folder(destination, run.policy.path, weights, card, chat_template=template)

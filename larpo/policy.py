@@ -203,18 +203,36 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def model_card(
-    config: Config, results: Mapping[str, float], base: str, *, name: str = "", notes: Sequence[str] = ()
+    config: Config,
+    results: Mapping[str, float],
+    base: str,
+    *,
+    name: str = "",
+    notes: Sequence[str] = (),
+    chosen: str = "",
 ) -> str:
     """A model card: front matter for the hub, then how the model was made and what was measured.
 
     `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids. `notes` say
-    what is worth knowing of the base model's weights.
+    what is worth knowing of the base model's weights, `chosen` why it is not the last policy of its run.
     """
     base_id = _BASES.get(base, base)
     is_id = base_id.count("/") <= 1 and not base_id.startswith(("/", ".", "~")) and not Path(base_id).exists()
     front = ["---", *([f"base_model: {base_id}"] if is_id else []), "library_name: transformers"]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    return "\n".join([*front, "", *_story(config, base_id, name, notes), *_numbers(results), *_CITATION]) + "\n"
+    return (
+        "\n".join(
+            [
+                *front,
+                "",
+                *_story(config, base_id, name, notes),
+                *([chosen, ""] if chosen else []),
+                *_numbers(results),
+                *_CITATION,
+            ]
+        )
+        + "\n"
+    )
 
 
 def _tags(config: Config) -> tuple[str, ...]:
