@@ -19,20 +19,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from actors import placement
+from actors import heldout, placement
 from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_checkpoint
-from actors.heldout import (
-    drop_evaluated,
-    ending,
-    evaluate,
-    evaluate_missing,
-    evaluate_snapshots,
-    is_evaluated,
-    result_of,
-    why_stopped,
-)
 from actors.monitor import Monitor
 from actors.policies import roll_back
 from actors.preparation import PreparedRun, create_folder, locked
@@ -48,28 +38,28 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
     """Algorithm 1 from iteration `first` on, to its end or until the held-out prompts say that it is enough."""
     run, training = cast.run, cast.run.config.training
     if first > 0:
-        await evaluate_missing(cast, progress, first)
+        await heldout.evaluate_missing(cast, progress, first)
         await cast.update_samplers()
     for iteration in range(first, training.iterations):
         await Annotation(cast, progress, iteration).annotate()
         if iteration == 0 or run.config.evaluation.each_iteration:
-            await evaluate(cast, progress, Point(iteration))
-        progress.begin(TRAINING, iteration, training.prompts_per_iteration, training.prompts_per_iteration)
+            await heldout.evaluate(cast, progress, Point(iteration))
         await _trained(cast, progress, iteration)
-        if why_stopped(run) is not None:
+        if heldout.why_stopped(run) is not None:
             return await cast.end_training()
         await cast.update_samplers()
-        drop_evaluated(run, iteration + 1)
+        heldout.drop_evaluated(run, iteration + 1)
         progress.log("iteration", progress.busy(), iteration=iteration)
-    await evaluate(cast, progress, Point(training.iterations))
+    await heldout.evaluate(cast, progress, Point(training.iterations))
 
 
 async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:
     """Evaluate the snapshots of an iteration as they come, until it is trained or the run is to end."""
-    over = False
-    while not over and why_stopped(cast.run) is None:
+    over, prompts = False, cast.run.config.training.prompts_per_iteration
+    while not over and heldout.why_stopped(cast.run) is None:
+        progress.begin(TRAINING, iteration, prompts, prompts)
         over = await cast.is_trained(iteration)
-        await evaluate_snapshots(cast, progress, iteration)
+        await heldout.evaluate_snapshots(cast, progress, iteration)
 
 
 async def align(run: PreparedRun) -> Results:
@@ -85,8 +75,8 @@ async def align(run: PreparedRun) -> Results:
         try:
             await _watched(cast, progress, _started(cast, progress))
             progress.begin(WRITING, run.config.training.iterations, 0)
-            end = ending(run)
-            base, aligned, last = (result_of(run, point) for point in (BASE, end.taken, end.last))
+            end = heldout.ending(run)
+            base, aligned, last = (heldout.result_of(run, point) for point in (BASE, end.taken, end.last))
             results = summarize(run, base, aligned, last, end)
             await asyncio.to_thread(write_model, run, results, end)
         except BaseException as error:
@@ -112,11 +102,13 @@ async def _started(cast: Cast, progress: Progress) -> None:
     if run.resumed:
         roll_back(run.folder, first, step)
         progress.say(f"resuming in iteration {min(first + 1, run.config.training.iterations)}, after step {step}")
-    if why_stopped(run) is None:  # else the run had stopped early, and was killed before it had written its model
+    if (
+        heldout.why_stopped(run) is None
+    ):  # else the run had stopped early, and was killed before it had written its model
         progress.begin(STARTING, first, 0)
-        await cast.start(first, initial=not is_evaluated(run, BASE))
+        await cast.start(first, initial=not heldout.is_evaluated(run, BASE))
         await iterate(cast, progress, first)
-    stopped = why_stopped(run)
+    stopped = heldout.why_stopped(run)
     if stopped is not None:
         progress.say(f"stopped early: {stopped}")
 

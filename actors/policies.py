@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from actors.weights import published_version
 from larpo.best_policy import Point
 
 _NAME = re.compile(r"(\d+)(?:-step-(\d+))?")
@@ -57,6 +59,16 @@ def evaluated_points(run_dir: Path) -> list[Point]:
 
 def is_written(run_dir: Path, point: Point) -> bool:
     return (weights_folder(run_dir, point) / "manifest.json").exists()
+
+
+def highest_version(run_dir: Path) -> int:
+    """The highest weight version of the policies on disk; 0 when there are none."""
+    folders = [path for kind in ("policy", "snapshot") for path in (run_dir / "checkpoints").glob(f"{kind}-*[0-9]")]
+    versions = [0]
+    for folder in folders:
+        with suppress(FileNotFoundError):  # dropped meanwhile
+            versions.append(published_version(folder))
+    return max(versions)
 
 
 def roll_back(run_dir: Path, iteration: int, step: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.policies import is_written, policy_folder, result_file, roll_back, weights_folder
+from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.best_policy import Point
 from larpo.config import Config
@@ -236,12 +236,8 @@ class Rank:
 
     def _next_version(self) -> int:
         """A number that no publication has had; the ranks agree on it before one of them writes a folder."""
-        from actors.weights import published_version
-
-        found = [*self._spec.checkpoints.glob("*-*[0-9]/manifest.json")]  # one cut off ends in .partial
-        folders = [path.parent for path in found if path.parent.name.startswith(("policy-", "snapshot-"))]
-        versions = [published_version(folder) for folder in folders]
-        return 1 + self._engine.maximum([max(self._version, self._call(self._spec.store.highest), *versions)])[0]
+        written = highest_version(Path(self._spec.run_dir))  # before the store: what is dropped was lent before
+        return 1 + self._engine.maximum([max(self._version, written, self._call(self._spec.store.highest))])[0]
 
     def _span(self, kind: str, started: float) -> None:
         self._spans.append((kind, started, time.time()))

@@ -2,7 +2,15 @@
 
 import pytest
 
-from actors.policies import drop_policies, evaluated_points, is_written, result_file, roll_back, snapshots
+from actors.policies import (
+    drop_policies,
+    evaluated_points,
+    highest_version,
+    is_written,
+    result_file,
+    roll_back,
+    snapshots,
+)
 from actors.policies import weights_folder as folder_of
 from actors.weights import PublishedFolder
 from larpo.best_policy import BASE, Point
@@ -32,6 +40,15 @@ def test_folders_and_results_are_found_in_the_order_of_training(run_dir):
     assert evaluated_points(run_dir) == [BASE, Point(0, 3), Point(0, 6)]
     assert result_file(run_dir, Point(1)).name == "iteration-0001.json"
     assert result_file(run_dir, Point(1, 9)).name == "iteration-0001-step-00000009.json"
+
+
+def test_versions_are_counted_over_policies_and_snapshots(run_dir, tmp_path):
+    assert highest_version(run_dir) == len(POINTS)
+    PublishedFolder(folder_of(run_dir, Point(0, 2)), 9).close()
+    assert highest_version(run_dir) == 9
+    (folder_of(run_dir, Point(0, 2)) / "manifest.json").unlink()  # as while it is deleted
+    assert highest_version(run_dir) == len(POINTS)
+    assert highest_version(tmp_path / "new") == 0
 
 
 def test_a_rollback_takes_back_what_lay_behind_its_checkpoint(run_dir):
