@@ -21,6 +21,7 @@ class Estimates:
     """Bytes, by rule of thumb: what a person needs to know whether a machine will do."""
 
     parameters: int
+    trained: int  # all of them, or those of LoRA's adapters
     sampler: float  # one engine: weights, KV cache, runtime
     trainer: float  # one rank at its peak, while it saves: weights, reference, gradients, optimizer and copies
     checkpoint: float
@@ -33,15 +34,19 @@ def estimate(run: PreparedRun) -> Estimates:
     parameters = _parameters(Path(run.policy.path), config)
     size = 2 if config.policy.dtype == "bfloat16" else 4
     shared = {stage: training.workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    trained = run.adapter_size or parameters
     weights = parameters * size
-    state = parameters * BYTES_AN_ADAMW_PARAMETER
+    reference = trained * size  # a second model; with LoRA, a second adapter at most
+    models = weights + reference + run.adapter_size * size
+    state = trained * BYTES_AN_ADAMW_PARAMETER
     logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
-    gradients = parameters * 4 / shared[2]
-    trainer = 2 * weights / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
-    checkpoint = weights + state
+    gradients = trained * 4 / shared[2]
+    trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
+    checkpoint = trained * size + state
     kept = config.checkpoints.keep + 1
     return Estimates(
         parameters=parameters,
+        trained=trained,
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
@@ -83,6 +88,7 @@ def describe(run: PreparedRun) -> str:
         "",
         f"plan of {run.name}" + (f": {config.description}" if config.description else ""),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        *_lora(run, numbers),
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
         f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}, about"
@@ -101,6 +107,15 @@ def describe(run: PreparedRun) -> str:
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:
+    lora = run.config.policy.lora
+    layers, share = ", ".join(lora.target_modules), numbers.trained / numbers.parameters
+    line = (
+        f"  LoRA          rank {lora.rank} on {layers}: {numbers.trained / 1e6:.2f}M trained parameters ({share:.1%})"
+    )
+    return [line] if run.adapter_size else []
 
 
 def _asks(resources: dict[str, float]) -> str:

@@ -54,7 +54,7 @@ class Lora(Section):
     """Adapters beside the linear layers of a frozen model (Hu et al. 2021); they want a higher learning rate."""
 
     rank: Annotated[int, Field(ge=0)] = 0  # of the adapters; 0: none, and every weight is trained
-    alpha: Annotated[float, Field(gt=0)] = 16.0  # what an adapter adds is scaled by alpha / rank
+    alpha: Positive = 16  # what an adapter adds is scaled by alpha / rank
     dropout: Decay = 0.0  # share of an adapter's inputs that a training pass leaves out
     target_modules: tuple[str, ...] = ("all-linear",)  # layers with an adapter by name, such as [q_proj, v_proj]
 

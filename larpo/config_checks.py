@@ -60,7 +60,9 @@ def lora_problems(lora: Lora) -> list[str]:
         given = [name for name, value in lora if value != getattr(Lora(), name)]
         if not given:
             return []
-        return [f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"]
+        return [
+            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
+        ]
     if not lora.target_modules:
         return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
     if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:

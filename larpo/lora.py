@@ -28,7 +28,8 @@ from larpo.errors import ConfigError
 ALL_LINEAR = "all-linear"
 TRAINED = "default"  # the adapter that is trained, by the name that peft gives an only one
 KEPT = "reference"  # a second, frozen one: what the trained one was at some time
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names of an adapter's files
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapted_layers(model: PreTrainedModel, section: Lora) -> dict[str, tuple[int, int]]:
@@ -64,7 +65,7 @@ def adapter_size(model: PreTrainedModel, section: Lora) -> int:
     return sum(section.rank * (inputs + outputs) for inputs, outputs in adapted_layers(model, section).values())
 
 
-def with_lora(model: PreTrainedModel, section: Lora, *, also_trained: Sequence[str] = ()) -> PreTrainedModel:
+def with_lora(model: Any, section: Lora, *, also_trained: Sequence[str] = ()) -> Any:
     """The same model with adapters in it, the only parameters that are trained; without a rank, unchanged.
 
     Adapters have the base weights' dtype and device; torch's generator draws A, so seed it alike on every rank.
@@ -93,11 +94,7 @@ def with_lora(model: PreTrainedModel, section: Lora, *, also_trained: Sequence[s
     return model
 
 
-def has_lora(model: nn.Module) -> bool:
-    return bool(_layers(model))
-
-
-def add_kept_adapter(model: PreTrainedModel) -> None:
+def add_kept_adapter(model: Any) -> None:
     """Put a second, frozen adapter beside the trained one. Until it is filled it is the base model."""
     import peft
 
@@ -171,7 +168,7 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, weight.merged()
 
 
-def adapter_parameters(model: nn.Module, adapter: str = TRAINED) -> dict[str, nn.Parameter]:
+def adapter_parameters(model: Any, adapter: str = TRAINED) -> dict[str, nn.Parameter]:
     """An adapter's parameters, and what is trained in full beside it, by the names that they have in peft's files."""
     modules = model.peft_config[TRAINED].modules_to_save or () if adapter == TRAINED else ()
     beside = tuple(f"{name}." for name in modules)
@@ -182,7 +179,7 @@ def adapter_parameters(model: nn.Module, adapter: str = TRAINED) -> dict[str, nn
     }
 
 
-def adapter_files(model: nn.Module, base: str) -> dict[str, bytes]:
+def adapter_files(model: Any, base: str) -> dict[str, bytes]:
     """An adapter's files by name, as `peft.PeftModel.from_pretrained` reads them; `base` names the base model there."""
     from safetensors.torch import save
 
@@ -213,7 +210,8 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
         if isinstance(module, nn.Linear):
             layers[above + name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
-            layers[above + name] = tuple(module.weight.shape)
+            inputs, outputs = module.weight.shape
+            layers[above + name] = (inputs, outputs)
     return layers
 
 
