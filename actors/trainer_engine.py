@@ -62,7 +62,7 @@ class TrainerEngine:
             if config.training.threads:
                 torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.run.seed)
-        self._objective, self._position = bind(config.objective), 0
+        self._objective = bind(config.objective)
         self._lora = config.policy.lora.rank > 0
         model = with_lora(self._load_model(), config.policy.lora)
         if self._lora and self._objective.spec.reference and config.objective.reference == "iteration":
@@ -119,8 +119,6 @@ class TrainerEngine:
         return self._engine.module.model
 
     def _score(self, row: PackedRow) -> PackedLogProbs:
-        """Dropout leaves the same out of a row in each of a step's passes, on any rank, and after a restart."""
-        torch.manual_seed(stable_hash(self._config.run.seed, self._position, row.input_ids_T.tolist()))
         return scored(self._engine, row)
 
     def load_reference(self, weights: Path | None) -> None:
@@ -144,7 +142,7 @@ class TrainerEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        self._position = work.position
+        self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name)
         divergence = self._divergence(work.lists) if self._objective.spec.divergence else None
         passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))

@@ -244,9 +244,7 @@ def _tags(config: Config) -> tuple[str, ...]:
 
 
 _LORA_MERGED = "Trained with LoRA; the adapters are merged into these weights, which need no peft."
-_LORA_ALONE = (
-    "Trained with LoRA; these are the adapters, which `peft.PeftModel.from_pretrained` puts on the base."
-)
+_LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.from_pretrained` puts on the base."
 
 
 def _lora_row(lora: Lora) -> list[str]:
