@@ -27,6 +27,7 @@ from actors.monitor import Monitor
 from actors.preparation import PreparedRun, create_folder, locked
 from actors.progress import STARTING, TRAINING, WRITING, Progress
 from actors.results import Results, summarize, write_model
+from actors.sharing import take_over, tell_shared
 from actors.telemetry import Telemetry
 from larpo.errors import LarpoError
 from larpo.evaluation import HeldoutResult
@@ -58,9 +59,12 @@ async def align(run: PreparedRun) -> Results:
     create_folder(run)
     with locked(run.folder), Telemetry(run.config, run.folder, resume=run.resumed) as telemetry:
         progress = Progress(run.config, telemetry)
-        for note in run.notes:
+        shared = take_over(run, run.shares) if run.shares else ()
+        for note in (*run.notes, *shared):
             progress.say(note)
         progress.log("prompts", run.prompt_counts())
+        if shared:
+            tell_shared(run, progress)
         cast = Cast(run, progress.failed)
         reason = "the run is over"
         try:

@@ -40,6 +40,7 @@ class PreparedRun:
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
     has_chat_template: bool  # the policy's own; else the plain one is used
+    shares: Path | None = None  # a run whose first lists and base evaluation this new one takes over
 
     def drawn(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration, in the order that the seed gives."""
@@ -162,9 +163,14 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
         )
 
 
+def folder_inputs(run: PreparedRun) -> dict[str, str]:
+    """Fingerprints of what a run is begun with, as its folder keeps them."""
+    return {"policy": run.policy.fingerprint, "prompts": f"{stable_hash(sorted(run.token_ids.items())):016x}"}
+
+
 def create_folder(run: PreparedRun) -> None:
     """Make the run folder and write the resolved configuration into it, first of all files."""
-    inputs = {"policy": run.policy.fingerprint, "prompts": f"{stable_hash(sorted(run.token_ids.items())):016x}"}
+    inputs = folder_inputs(run)
     if run.resumed:
         _check_inputs(run.folder / INPUTS_FILE, inputs)
         return

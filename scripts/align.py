@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from larpo.errors import ConfigError, DataError, LarpoError
@@ -22,6 +23,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe's knobs")
     result.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, start nothing")
     result.add_argument("--resume", metavar="RUN_DIR", type=Path, help="go on with an interrupted run; takes no recipe")
+    result.add_argument(
+        "--share",
+        metavar="RUN_DIR",
+        type=Path,
+        help="take the first lists and the base evaluation from a run with the same policy, prompts and reward",
+    )
     return result
 
 
@@ -51,6 +58,13 @@ def _run(options: argparse.Namespace) -> int:
     else:
         config, folder = new_run(options.recipe, options.overrides)
     run = prepare(config, folder, resumed=options.resume is not None)
+    if options.share is not None:
+        if run.resumed:
+            raise ConfigError("--share: a resumed run has its own lists; leave it out, or start a new run")
+        from actors.sharing import what_fits
+
+        what_fits(run, options.share)
+        run = replace(run, shares=options.share)
     if options.dry_run:
         from actors.placement import check_machine
         from actors.plan import describe
