@@ -57,6 +57,14 @@ def check_machine(config: Config) -> None:
         check_fits(needed_resources(config), {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
 
 
+def check_plan(config: Config) -> None:
+    """Raises ConfigError when the cluster that a recipe is meant for, or this machine, can never hold its actors."""
+    if config.cluster:
+        check_fits(needed_resources(config), config.cluster)
+    else:
+        check_machine(config)
+
+
 def needed_resources(config: Config) -> dict[str, float]:
     """Ray resources of all samplers, trainer workers and reward actors together."""
     total: dict[str, float] = {}

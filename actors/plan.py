@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +76,8 @@ def _list_bytes(config: Config) -> float:
 def describe(run: PreparedRun) -> str:
     """The resolved configuration and the plan as text."""
     config, training, numbers = run.config, run.config.training, estimate(run)
-    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
-    responses = training.prompts_per_iteration * config.sampling.k
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
     lines = [
-        config_to_yaml(config).rstrip(),
-        "",
-        f"plan of {run.name}" + (f": {config.description}" if config.description else ""),
+        *_head(config, run.name),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
@@ -91,16 +87,50 @@ def describe(run: PreparedRun) -> str:
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
         "  others        list stream, weight store (no CPU reserved)",
-        f"  cluster       {needs} in all",
-        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
-        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
-        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
-        " signal are dropped and remembered ones replayed",
+        *_counts(config),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def outline(config: Config, name: str, missing: Sequence[str]) -> str:
+    """What is known of a plan while the hub cannot be asked: no counts of prompts, no estimates."""
+    training = config.training
+    lines = [
+        *_head(config, name),
+        f"  policy        {config.policy.model}",
+        f"  prompts       {config.prompts.source}",
+        f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+        *_counts(config),
+        *(f"  not checked   {line}" for line in missing),
+    ]
+    return "\n".join(lines)
+
+
+def _head(config: Config, name: str) -> list[str]:
+    about = f": {config.description}" if config.description else ""
+    return [config_to_yaml(config).rstrip(), "", f"plan of {name}{about}"]
+
+
+def _counts(config: Config) -> list[str]:
+    """Lines that the configuration alone gives."""
+    training = config.training
+    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
+    responses = training.prompts_per_iteration * config.sampling.k
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
+    meant = ", ".join(f"{amount:g} {name}" for name, amount in sorted(config.cluster.items()))
+    return [
+        f"  cluster       {needs} in all" + (f", of {meant} that the recipe is meant for" if meant else ""),
+        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
+        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
+        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
+        " signal are dropped and remembered ones replayed",
+    ]
 
 
 def _asks(resources: dict[str, float]) -> str:

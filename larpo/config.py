@@ -69,6 +69,7 @@ class Columns(Section):
 
 class Prompts(Section):
     source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
@@ -246,6 +247,7 @@ class Config(Section):
     """A whole run. Sections are as in a recipe's YAML."""
 
     description: str = ""  # one line, shown by --dry-run and in the model card
+    cluster: Resources = {}  # Ray resources that the recipe is meant for; --dry-run takes this machine's without
     overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
     run: Run = Run()
     policy: Policy = Policy()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from larpo.config import Columns, Prompts
-from larpo.errors import DataError
+from larpo.errors import DataError, HubUnreachable
 from larpo.prompt_sets import BUNDLED_SETS, ifeval_prompts, never_met, reasoning_gym_split
 from larpo.types import Message, Prompt, stable_hash
 
@@ -177,9 +177,9 @@ def _hub_rows(prompts: Prompts) -> Rows:
     import datasets
 
     try:
-        rows = datasets.load_dataset(prompts.source, split=prompts.split, revision=prompts.revision)
+        rows = datasets.load_dataset(prompts.source, prompts.subset, split=prompts.split, revision=prompts.revision)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
+        raise (HubUnreachable if isinstance(error, ConnectionError) else DataError)(
             f"prompts.source = {prompts.source!r}: split {prompts.split!r} cannot be had from the hub "
             f"({type(error).__name__}: {error}); check the id and prompts.split, or give a .jsonl or .parquet file "
             f"(which needs no network) or a bundled set: {', '.join(BUNDLED_SETS)}"

@@ -12,8 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from larpo.errors import ConfigError, DataError, LarpoError
+from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
+
+if TYPE_CHECKING:
+    from actors.preparation import PreparedRun
+    from larpo.config import Config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,20 +62,20 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("no recipe given; try `quickstart`, or --resume RUN_DIR")
     else:
         config, folder = new_run(options.recipe, options.overrides)
-    run = prepare(config, folder, resumed=options.resume is not None)
+    try:
+        run = prepare(config, folder, resumed=options.resume is not None)
+    except HubUnreachable as error:
+        if not options.dry_run:
+            raise
+        return _outlined(config, folder, error)
     if options.share is not None:
-        if run.resumed:
-            raise ConfigError("--share: a resumed run has its own lists; leave it out, or start a new run")
-        from actors.sharing import what_fits
-
-        what_fits(run, options.share)
-        run = replace(run, shares=options.share)
+        run = _sharing(run, options.share)
     if options.dry_run:
-        from actors.placement import check_machine
+        from actors.placement import check_plan
         from actors.plan import describe
 
         print(describe(run))
-        check_machine(config)
+        check_plan(config)
         return 0
     from actors.conductor import run_to_end
 
@@ -82,6 +87,27 @@ def _run(options: argparse.Namespace) -> int:
         raise
     print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
     print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")
+    return 0
+
+
+def _sharing(run: PreparedRun, source: Path) -> PreparedRun:
+    from actors.sharing import what_fits
+
+    if run.resumed:
+        raise ConfigError("--share: a resumed run has its own lists; leave it out, or start a new run")
+    what_fits(run, source)
+    return replace(run, shares=source)
+
+
+def _outlined(config: Config, folder: Path, error: HubUnreachable) -> int:
+    """The plan as far as it is known without the hub."""
+    from actors.placement import check_plan
+    from actors.plan import outline
+
+    print(
+        outline(config, folder.name, [f"what the hub has: {error}", "counts of prompts and estimates, which need it"])
+    )
+    check_plan(config)
     return 0
 
 
