@@ -114,7 +114,7 @@ class Endpoint(Section):
 
 class Reward(Section):
     kind: Literal["verifier", "sequence_classification", "http", "weighted"] = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
+    name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval, or your own module:function
     timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
     replicas: Positive = 1  # reward actors

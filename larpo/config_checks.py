@@ -145,8 +145,8 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
     has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
-    if name in ("ifeval", "gsm8k") and not has_answers:
-        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
         return [
             f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
             "prompts.columns.answer_key; name the column that holds them, or another source"
@@ -154,6 +154,10 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if name == "ifeval" and prompts.source == "reasoning_gym":
         return [
             f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
         ]
     return []
 

@@ -283,6 +283,8 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
         (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
         (["reward.word_weight=0.1"], "only kind = 'weighted' adds up"),
         ([*FILE, "prompts.columns.prompt=p", "reward.name=gsm8k"], "reward.name = 'gsm8k': needs answers"),
+        ([*FILE, "prompts.columns.prompt=p", "reward.name=math"], "reward.name = 'math': needs answers"),
+        ([*IFEVAL, "reward.name=math"], "reward.name = 'math': needs answers, which prompts.source = 'ifeval' has not"),
     ],
 )
 def test_a_reward_without_what_its_kind_asks_for_is_refused(overrides, message):
