@@ -12,6 +12,7 @@ from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.prompt_sets import BUNDLED_SETS
+from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
@@ -118,6 +119,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
         return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []

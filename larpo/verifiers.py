@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import logging
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import larpo
 from larpo.errors import ConfigError, DataError
-from larpo.types import Prompt, stable_hash
+from larpo.types import Prompt
+from larpo.user_function import is_function_name, load_function, source_version
 
 Verifier = Callable[[Prompt, str], float]
 
@@ -211,7 +210,7 @@ _PACKAGES = {
 
 def check_verifier_name(name: str) -> None:
     """ConfigError unless `name` is a known verifier or has the form `module:function`. Imports nothing."""
-    if name not in _VERIFIERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+    if name not in _VERIFIERS and not is_function_name(name):
         raise ConfigError(
             f"no verifier is called {name!r}; known: {', '.join(sorted(_VERIFIERS))}, or your own as module:function"
         )
@@ -227,14 +226,7 @@ def get_verifier(name: str) -> Verifier:
     if name in _VERIFIERS:
         _PREPARATIONS[name]()
         return _VERIFIERS[name]
-    module_name, _, function_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"verifier {name!r} cannot be loaded: {error}; is its module on PYTHONPATH?") from error
-    if not callable(found):
-        raise ConfigError(f"verifier {name!r} is a {type(found).__name__}, not a function (Prompt, str) -> float")
-    return found
+    return load_function(name, "verifier")
 
 
 def verifier_version(name: str) -> str:
@@ -245,11 +237,4 @@ def verifier_version(name: str) -> str:
     if name in _VERIFIERS:
         versions = [f"{package}=={importlib.metadata.version(package)}" for package in _PACKAGES[name]]
         return ",".join(versions or [f"larpo=={larpo.__version__}"])
-    module_name = name.partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"verifier {name!r}: no module {module_name!r} is found; is it on PYTHONPATH?")
-    return f"{stable_hash(Path(spec.origin).read_bytes().hex()):016x}"
+    return source_version(name, "verifier")
