@@ -11,6 +11,7 @@ from actors import placement
 from actors.engine import EngineOptions
 from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
+from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
@@ -29,24 +30,26 @@ class RewardPool:
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
             self._free.put_nowait(number)
-        self.fingerprint = ""
+        self.fingerprint, self.joint = "", False  # as in `RewardModel`, from `start` on
 
     async def start(self) -> None:
         """Until every replica is ready; RewardError when one is not, or they are not of one mind."""
-        found = set(await asyncio.gather(*(self._fingerprint(number) for number in range(len(self.actors)))))
-        if len(found) != 1:
-            raise RewardError(f"the reward replicas have different models, with the fingerprints {sorted(found)}")
-        (self.fingerprint,) = found
+        found = await asyncio.gather(*(self._described(number) for number in range(len(self.actors))))
+        fingerprints = {described.fingerprint for described in found}
+        if len(fingerprints) != 1:
+            raise RewardError(
+                f"the reward replicas have different models, with the fingerprints {sorted(fingerprints)}"
+            )
+        self.fingerprint, self.joint = found[0].fingerprint, found[0].joint
 
-    async def _fingerprint(self, number: int) -> str:
+    async def _described(self, number: int) -> Described:
         try:
-            described = await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
+            return await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
         except LarpoError:
             raise
         except Exception as error:
             reason = str(error) or f"no answer in {self._limit:g} s (timeouts.reward_s)"
             raise RewardError(f"reward-{number} could not start: {reason}") from error
-        return described["fingerprint"]
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """Rewards of whole lists, shared out over the replicas.
@@ -80,7 +83,7 @@ class RewardPool:
         placement.kill(self.actors[number])
         self.actors[number] = placement.place_reward(self._section)
         try:
-            found = await self._fingerprint(number)
+            found = (await self._described(number)).fingerprint
         except RewardError:
             return  # the next attempt tells why
         if found != self.fingerprint:

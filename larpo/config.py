@@ -20,6 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -114,9 +115,9 @@ class Endpoint(Section):
 
 
 class Reward(Section):
-    kind: Literal["verifier", "sequence_classification", "http", "weighted"] = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
-    timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
+    kind: RewardKind = "verifier"  # what ranks
+    name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
+    timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
@@ -131,6 +132,7 @@ class Reward(Section):
         """What gives the rewards, in a word."""
         return {
             "verifier": self.name,
+            "callable": self.name,
             "sequence_classification": str(self.classifier.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),

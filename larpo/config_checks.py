@@ -12,6 +12,7 @@ from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.prompt_sets import BUNDLED_SETS
+from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
@@ -118,6 +119,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
         return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []
@@ -145,8 +150,8 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
     has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
-    if name in ("ifeval", "gsm8k") and not has_answers:
-        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
         return [
             f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
             "prompts.columns.answer_key; name the column that holds them, or another source"
@@ -154,6 +159,10 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if name == "ifeval" and prompts.source == "reasoning_gym":
         return [
             f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
         ]
     return []
 
