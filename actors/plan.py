@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
 from larpo.config import Config
@@ -45,7 +46,7 @@ def estimate(run: PreparedRun) -> Estimates:
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
-        disk=kept * checkpoint + 4 * weights + _list_bytes(config),
+        disk=kept * checkpoint + 4 * weights + _list_bytes(run),
     )
 
 
@@ -60,9 +61,11 @@ def _parameters(folder: Path, config: Config) -> int:
     return total
 
 
-def _list_bytes(config: Config) -> float:
+def _list_bytes(run: PreparedRun) -> float:
     """Lists on disk: about eight bytes a token, remembered candidates again in every iteration."""
-    training, sampling = config.training, config.sampling
+    config, training, sampling = run.config, run.config.training, run.config.sampling
+    if isinstance(run, OfflineRun):
+        return 8.0 * sum(item.tokens for item in run.given)
     repeats = {
         "current": 1.0,
         "current_and_previous": 2.0,
@@ -99,6 +102,30 @@ def describe(run: PreparedRun) -> str:
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
+    ]
+    return "\n".join(lines)
+
+
+def describe_offline(run: OfflineRun) -> str:
+    """The resolved configuration and the plan of a run on a dataset as text."""
+    config, training, numbers = run.config, run.config.training, estimate(run)
+    steps = math.ceil(len(run.given) / training.lists_per_step) * training.epochs
+    tokens = sum(item.tokens for item in run.given)
+    answers = sum(len(item.response_token_ids) for item in run.given)
+    lines = [
+        config_to_yaml(config).rstrip(),
+        "",
+        f"plan of {run.name}" + (f": {config.description}" if config.description else ""),
+        f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        f"  lists         {len(run.given)} training with {answers} answers, {tokens} tokens in packed rows;"
+        f" {len(run.given_heldout)} held out",
+        *(f"                {note}" for note in run.notes),
+        f"  objective     {config.objective.name}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
+        f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
     ]
     return "\n".join(lines)
 

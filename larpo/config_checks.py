@@ -178,6 +178,10 @@ def _objective(config: Config) -> list[str]:
             f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
             f"needs 2 a worker, {2 * workers} in all; raise it"
         )
+    if spec.uses == "one" and config.preferences.source is None:
+        problems.append(
+            f"objective.name = {name!r}: trains on given answers; set preferences.source, and start scripts.sft"
+        )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(
             f"objective.reference = 'iteration': objective.name = {name!r} has no reference; leave the knob out"
