@@ -66,13 +66,15 @@ def check_plan(config: Config) -> None:
 
 
 def needed_resources(config: Config) -> dict[str, float]:
-    """Ray resources of all samplers, trainer workers and reward actors together."""
+    """Ray resources of all samplers, trainer workers and reward actors together, or of the trainer where it is all."""
+    asked = [(config.training.workers, config.training.resources_per_worker)]
+    if config.preferences.source is None:
+        asked += [
+            (config.samplers.count, config.samplers.resources),
+            (config.reward.replicas, config.reward.resources),
+        ]
     total: dict[str, float] = {}
-    for count, resources in (
-        (config.samplers.count, config.samplers.resources),
-        (config.training.workers, config.training.resources_per_worker),
-        (config.reward.replicas, config.reward.resources),
-    ):
+    for count, resources in asked:
         for name, amount in resources.items():
             total[name] = total.get(name, 0.0) + count * amount
     return total

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
 from larpo.config import Config
@@ -46,7 +47,7 @@ def estimate(run: PreparedRun) -> Estimates:
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
-        disk=kept * checkpoint + 4 * weights + _list_bytes(config),
+        disk=kept * checkpoint + 4 * weights + _list_bytes(run),
     )
 
 
@@ -61,9 +62,11 @@ def _parameters(folder: Path, config: Config) -> int:
     return total
 
 
-def _list_bytes(config: Config) -> float:
+def _list_bytes(run: PreparedRun) -> float:
     """Lists on disk: about eight bytes a token, remembered candidates again in every iteration."""
-    training, sampling = config.training, config.sampling
+    config, training, sampling = run.config, run.config.training, run.config.sampling
+    if isinstance(run, OfflineRun):
+        return 8.0 * sum(item.tokens for item in run.given)
     repeats = {
         "current": 1.0,
         "current_and_previous": 2.0,
@@ -95,21 +98,45 @@ def describe(run: PreparedRun) -> str:
     return "\n".join(lines)
 
 
+def describe_offline(run: OfflineRun) -> str:
+    """The resolved configuration and the plan of a run on a dataset as text."""
+    config, training, numbers = run.config, run.config.training, estimate(run)
+    steps = math.ceil(len(run.given) / training.lists_per_step) * training.epochs
+    tokens = sum(item.tokens for item in run.given)
+    answers = sum(len(item.response_token_ids) for item in run.given)
+    lines = [
+        *_head(config, run.name),
+        f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        f"  lists         {len(run.given)} training with {answers} answers, {tokens} tokens in packed rows;"
+        f" {len(run.given_heldout)} held out",
+        *(f"                {note}" for note in run.notes),
+        f"  objective     {config.objective.name}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
+        f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
+    ]
+    return "\n".join(lines)
+
+
 def outline(config: Config, name: str, missing: Sequence[str]) -> str:
     """What is known of a plan while the hub cannot be asked: no counts of prompts, no estimates."""
-    training = config.training
+    training, given = config.training, config.preferences.source
     lines = [
         *_head(config, name),
         f"  policy        {config.policy.model}",
-        f"  prompts       {config.prompts.source}",
-        f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+        f"  prompts       {given or config.prompts.source}",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
-        *_counts(config),
-        *(f"  not checked   {line}" for line in missing),
     ]
-    return "\n".join(lines)
+    if given is None:
+        lines += [
+            f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+            f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+            *_counts(config),
+        ]
+    return "\n".join([*lines, *(f"  not checked   {line}" for line in missing)])
 
 
 def _head(config: Config, name: str) -> list[str]:

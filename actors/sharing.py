@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.heldout import result_file
-from actors.preparation import CONFIG_FILE, INPUTS_FILE, PreparedRun, folder_inputs
+from actors.preparation import CONFIG_FILE, INPUTS_FILE, PreparedRun
 from actors.progress import Progress
 from actors.work import read_references, write_references
 from larpo.config import Config
@@ -63,7 +63,7 @@ def what_fits(run: PreparedRun, source: Path) -> tuple[bool, bool]:
     """
     if not (source / CONFIG_FILE).is_file() or not (source / INPUTS_FILE).is_file():
         raise DataError(f"--share {source}: is no run folder: it has no {CONFIG_FILE} and {INPUTS_FILE}; give another")
-    if json.loads((source / INPUTS_FILE).read_text()) != folder_inputs(run):
+    if json.loads((source / INPUTS_FILE).read_text()) != run.fingerprints():
         raise DataError(f"--share {source}: was begun with another policy or other prompts; give a run with the same")
     theirs = load_config(str(source / CONFIG_FILE))
     of_lists = _differences(lists_knobs(theirs), lists_knobs(run.config))
@@ -73,47 +73,48 @@ def what_fits(run: PreparedRun, source: Path) -> tuple[bool, bool]:
     return not of_lists, not of_evaluation
 
 
-def take_over(run: PreparedRun, source: Path) -> tuple[str, ...]:
-    """Copies what fits from the run folder `source` into the new run's folder; returns notes that say what."""
-    lists, evaluation = what_fits(run, source)
-    return (*(_take_lists(run, source) if lists else ()), *(_take_evaluation(run, source) if evaluation else ()))
+def take_over(run: PreparedRun, progress: Progress) -> None:
+    """Copies what fits from the run that a new run shares with into its folder, and tells it in the new run's log."""
+    if run.shares is None:
+        return
+    lists, evaluation = what_fits(run, run.shares)
+    if lists:
+        _take_lists(run, run.shares, progress)
+    if evaluation:
+        _take_evaluation(run, run.shares, progress)
 
 
 def _differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
     return [f"{key}: {theirs.get(key)} -> {value}" for key, value in ours.items() if theirs.get(key) != value]
 
 
-def _take_lists(run: PreparedRun, source: Path) -> tuple[str, ...]:
+def _take_lists(run: PreparedRun, source: Path, progress: Progress) -> None:
     """Whole parts, and the reference log-probabilities of their candidates."""
-    parts = list_parts(source / "lists", FIRST)
-    known, ids = read_references(source), set()
-    for part in parts:
-        ids |= {candidate.id for item in read_lists(part) for candidate in item.candidates}  # and their checksums hold
-        target = run.lists / part.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(part, target / f"{part.name}.partial")
-        (target / f"{part.name}.partial").rename(target / part.name)
-    if not parts:
-        return ()
-    write_references(run.folder, {key: value for key, value in known.items() if key in ids})
-    return (f"the lists of the first iteration come from {source.name}",)
+    ids: set[str] = set()
+    for part in list_parts(source / "lists", FIRST):
+        lists = list(read_lists(part))  # its checksums hold
+        ids |= {candidate.id for item in lists for candidate in item.candidates}
+        _copy(part, run.lists / part.parent.name / part.name)
+        progress.log("lists", list_metrics(lists, run.config), iteration=FIRST)
+    if ids:
+        known = read_references(source)
+        write_references(run.folder, {key: value for key, value in known.items() if key in ids})
+        progress.say(f"the lists of the first iteration come from {source.name}")
 
 
-def _take_evaluation(run: PreparedRun, source: Path) -> tuple[str, ...]:
+def _take_evaluation(run: PreparedRun, source: Path, progress: Progress) -> None:
     file = result_file(source, FIRST)
     if not file.exists():
-        return ()
-    target = result_file(run.folder, FIRST)
+        return
+    result = HeldoutResult.from_json(file.read_text())
+    _copy(file, result_file(run.folder, FIRST))
+    progress.log("evaluation", summary(result), label=result.label, iteration=FIRST)
+    progress.say(f"the base policy's evaluation comes from {source.name}")
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, target)
-    return (f"the base policy's evaluation comes from {source.name}",)
-
-
-def tell_shared(run: PreparedRun, progress: Progress) -> None:
-    """What was taken over, in the new run's own log."""
-    for part in list_parts(run.lists, FIRST):
-        progress.log("lists", list_metrics(list(read_lists(part)), run.config), iteration=FIRST)
-    file = result_file(run.folder, FIRST)
-    if file.exists():
-        result = HeldoutResult.from_json(file.read_text())
-        progress.log("evaluation", summary(result), label=result.label, iteration=FIRST)
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(file, partial)
+    partial.rename(target)

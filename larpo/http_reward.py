@@ -1,6 +1,6 @@
 """Rewards from a server: JSON in, JSON out.
 
-`GET /describe` answers `{"fingerprint": text, "joint": bool}`; with `joint` (false when left out) a list is always asked
+`GET /describe` answers `{"fingerprint": text, "joint": bool}`; with `joint` (false when left out) a list is asked
 for as a whole. `POST /score` takes `{"requests": [{"prompt": {"id", "messages": [{"role", "content"}], "task",
 "answer_key"}, "responses": [text, ...]}, ...]}` and answers `{"fingerprint": text, "rewards": [[{"value": number,
 "failure": text}, ...], ...]}`; `failure` may be left out, and a plain number stands for a value.

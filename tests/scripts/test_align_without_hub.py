@@ -3,6 +3,7 @@
 import pytest
 
 from larpo.recipe import arms, bundled_recipes
+from scripts import sft
 from scripts.align import main
 
 PAPER = [name for name in bundled_recipes() if name.startswith("paper-") and arms(name)]
@@ -26,3 +27,10 @@ def test_a_run_needs_the_hub(capsys):
 def test_a_plan_that_its_own_cluster_cannot_hold_is_refused(capsys):
     assert main(["paper-table-3:listmle.gemma-2-2b", "--dry-run", "cluster={CPU: 160, GPU: 8}"]) == 2
     assert "16 GPU needed, 8 there" in capsys.readouterr().err
+
+
+def test_the_first_stage_of_table_6_passes_a_dry_run(capsys):
+    assert sft.main(["paper-table-6-sft", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "meta-math/MetaMathQA" in said
+    assert "samplers  " not in said.split("plan of", 1)[1]
