@@ -15,6 +15,7 @@ from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work, read_refe
 from larpo.config import Config
 from larpo.lists import training_list
 from larpo.memory import with_references
+from larpo.objective_table import get_spec
 from larpo.records import list_parts, read_lists
 from larpo.types import CandidateList, stable_hash
 
@@ -67,11 +68,10 @@ class ListQueue:
 
     def trainable(self, lists: Sequence[CandidateList], count_dropped: bool = True) -> list[CandidateList]:
         """What is trained on of each list; those without a signal are dropped, and counted by the reason."""
+        config, uses = self._config, get_spec(self._config.objective.name).uses
         trainable = []
         for item in lists:
-            selected, reason = training_list(
-                item, self._config.lists, self._config.sampling, seed=self._config.run.seed
-            )
+            selected, reason = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
             if selected is not None:
                 trainable.append(selected)
             elif count_dropped:

@@ -33,6 +33,7 @@ class Workload:
         self._list, self._answer = config.sampling.k, config.evaluation.samples + 1
         self._annotation = training.prompts_per_iteration * self._list
         self._evaluation = config.prompts.heldout_count * self._answer
+        self.samples = config.preferences.source is None  # else all that takes time is training
 
     def share_done(self, phase: str, iteration: int, ranked: int, step: int) -> float:
         """Half counts the responses, half the optimizer steps; `ranked` prompts of this phase are done.
@@ -49,7 +50,7 @@ class Workload:
         trained = min(1.0, max(step / self.steps, iteration / self.iterations))
         snapshots = self.snapshots * self._evaluation  # they come as the steps do
         sampled = (responses + trained * snapshots) / (self._responses_before(self.iterations + 1) + snapshots)
-        return (min(1.0, sampled) + trained) / 2
+        return (min(1.0, sampled) + trained) / 2 if self.samples else trained
 
     @property
     def evaluations(self) -> int:
@@ -171,6 +172,7 @@ class Progress:
             prompts_sampled=self.sampled,
             prompts_ranked=self.ranked,
             prompts_total=self.total,
+            samples=self._workload.samples,
             lists_in_stream=self.waiting,
             stream_capacity=self._config.stream.capacity,
             step=self.step,

@@ -8,15 +8,16 @@ from typing import Any
 
 from actors.policies import weights_folder
 from actors.preparation import PreparedRun
-from actors.weights import published_tensors
+from actors.weights import published_tensors, read_beside
 from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary
-from larpo.model_folder import save_model_folder
+from larpo.list_evaluation import format_list_table
+from larpo.model_folder import new_folder, save_model_folder
 from larpo.policy import model_card
 from larpo.run_log import Record, read_run_log
 
-NO_PROMPTS = "no held-out prompts (prompts.heldout_count = 0): nothing to compare"
+NOTHING = "no held-out prompts (prompts.heldout_count = 0): nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,32 @@ class Results:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def write_model(run: PreparedRun, results: Results, end: Ending) -> Path:
-    """Export the weights of the policy that the run leaves; the folder appears whole or not at all."""
+def write_model(run: PreparedRun, metrics: dict[str, float], taken: Point | None = None, chosen: str = "") -> Path:
+    """Export the last published weights, or those of `taken`; the folder appears whole or not at all.
+
+    `chosen` tells the model card why it is not the last policy.
+    """
+    weights = weights_folder(run.folder, taken or Point(run.config.training.iterations))
     destination = run.folder / "model"
-    chosen = chosen_text(results.fields) if is_chosen(results.fields) else ""
     base, notes = run.config.policy.model, run.policy.notes
-    card = model_card(run.config, results.metrics, base, name=run.name, notes=notes, chosen=chosen)
+    card = model_card(run.config, metrics, base, name=run.name, notes=notes, chosen=chosen)
     template = None if run.has_chat_template else PLAIN_TEMPLATE
-    weights = published_tensors(weights_folder(run.folder, end.taken))
-    save_model_folder(destination, run.policy.path, weights, card, chat_template=template)
+    save_model_folder(destination, run.policy.path, published_tensors(weights), card, chat_template=template)
+    _write_adapter(run, weights, metrics)
     return destination
+
+
+def _write_adapter(run: PreparedRun, weights: Path, metrics: dict[str, float]) -> None:
+    """LoRA's adapters alone, as a folder that peft loads, beside the model that they are merged into."""
+    files = read_beside(weights)
+    if not files:
+        return
+    base = run.config.policy.model
+    card = model_card(run.config, metrics, base, name=run.name, notes=run.policy.notes, adapter_only=True)
+    with new_folder(run.folder / "adapter") as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summarize(
@@ -48,7 +65,7 @@ def summarize(
     said = {"best_metric": run.config.evaluation.best_metric, "stopped": end.stopped}
     fields: dict[str, Any] = {"taken": _place(end.taken)} | {key: text for key, text in said.items() if text}
     if base is None or aligned is None or last is None:
-        return Results(run.folder, {}, NO_PROMPTS, fields)
+        return Results(run.folder, {}, NOTHING, fields)
     metrics = done_record(base, aligned, resamples=run.config.evaluation.bootstrap, seed=run.config.run.seed)
     fields["last"] = {**_place(end.last), **summary(last)}
     return Results(run.folder, metrics, results_table({**metrics, **fields}), fields)
@@ -60,8 +77,10 @@ def _place(point: Point) -> dict[str, Any]:
 
 def results_table(done: Record) -> str:
     """The table of a run, from its last record."""
+    if "given/lists" in done:
+        return format_list_table(done)
     if "heldout/reward_after" not in done:
-        return NO_PROMPTS
+        return NOTHING
     lines = [format_table(rows_of_record(done))]
     if is_chosen(done):
         lines.append(chosen_text(done))

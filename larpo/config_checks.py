@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Prompts, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
+from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
+from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    checks = (_run, _prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
+    checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in (*checks, _evaluation) for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -47,6 +51,29 @@ def _run(config: Config) -> list[str]:
         f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
     ]
+
+
+def _lora(config: Config) -> list[str]:
+    return lora_problems(config.policy.lora)
+
+
+def lora_problems(lora: Lora) -> list[str]:
+    """What can be said of the section `policy.lora` before the model is known."""
+    if not lora.rank:
+        given = [name for name, value in lora if value != getattr(Lora(), name)]
+        if not given:
+            return []
+        return [
+            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
+        ]
+    if not lora.target_modules:
+        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+    if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
+        return [
+            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            "others out, or all-linear"
+        ]
+    return []
 
 
 def _prompts(config: Config) -> list[str]:
@@ -118,6 +145,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
         return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []
@@ -145,8 +176,8 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
     has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
-    if name in ("ifeval", "gsm8k") and not has_answers:
-        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
         return [
             f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
             "prompts.columns.answer_key; name the column that holds them, or another source"
@@ -154,6 +185,10 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if name == "ifeval" and prompts.source == "reasoning_gym":
         return [
             f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
         ]
     return []
 
@@ -163,7 +198,7 @@ def _objective(config: Config) -> list[str]:
     if name not in OBJECTIVES:
         return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVES)}"]
     spec, problems = OBJECTIVES[name], []
-    count = selected_count(selection, config.sampling.k)
+    count = min(selected_count(selection, config.sampling.k), largest_list(config))
     if spec.uses == "pair" and count > 2:
         problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
@@ -174,6 +209,10 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
             f"needs 2 a worker, {2 * workers} in all; raise it"
+        )
+    if spec.uses == "one" and config.preferences.source is None:
+        problems.append(
+            f"objective.name = {name!r}: trains on given answers; set preferences.source, and start scripts.sft"
         )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(
@@ -238,15 +277,20 @@ def _counts(config: Config) -> list[str]:
             f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since an "
             "iteration draws a prompt once; lower it, or raise prompts.train_count"
         )
-    if step < training.workers:
-        problems.append(
-            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
-            "worker; raise it, or use fewer workers"
-        )
     if step > drawn:
         problems.append(
             f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or an "
             "iteration has no full step; lower it"
+        )
+    return problems + _steps(config)
+
+
+def _steps(config: Config) -> list[str]:
+    training, step, problems = config.training, config.training.lists_per_step, []
+    if step < training.workers:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
+            "worker; raise it, or use fewer workers"
         )
     if step > config.stream.capacity:
         problems.append(
@@ -261,6 +305,8 @@ def _evaluation(config: Config) -> list[str]:
     settings, training, problems = config.evaluation, config.training, []
     given = {name: getattr(settings, name) for name in ("every_steps", "best_metric", "patience")}
     names = [f"evaluation.{name} = {value!r}" for name, value in given.items() if value is not None]
+    if names and config.preferences.source is not None:
+        return [f"{', '.join(names)}: a run on preferences.source samples nothing on the way; leave it out"]
     if names and config.prompts.heldout_count == 0:
         problems.append(
             f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
