@@ -10,6 +10,7 @@ import re
 
 from larpo.config import Config, Lora, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
+from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
@@ -22,7 +23,7 @@ def check_config(config: Config) -> None:
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
     checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
-    problems = [problem for check in (*checks, _evaluation) for problem in check(config)]
+    problems = [problem for check in (*checks, evaluation_problems) for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
 
@@ -296,37 +297,5 @@ def _steps(config: Config) -> list[str]:
         problems.append(
             f"training.lists_per_step = {step}: must be at most stream.capacity = {config.stream.capacity}, or the "
             f"stream can never hold a step's lists; lower it, or set stream.capacity={step} or more"
-        )
-    return problems
-
-
-def _evaluation(config: Config) -> list[str]:
-    """Evaluation within a run, and what is decided by it."""
-    settings, training, problems = config.evaluation, config.training, []
-    given = {name: getattr(settings, name) for name in ("every_steps", "best_metric", "patience")}
-    names = [f"evaluation.{name} = {value!r}" for name, value in given.items() if value is not None]
-    if names and config.preferences.source is not None:
-        return [f"{', '.join(names)}: a run on preferences.source samples nothing on the way; leave it out"]
-    if names and config.prompts.heldout_count == 0:
-        problems.append(
-            f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
-            "it out"
-        )
-    if names and names != [f"evaluation.best_metric = {settings.best_metric!r}"] and not settings.each_iteration:
-        problems.append(
-            f"{', '.join(names)}: evaluates on the way, the ends of iterations too, but evaluation.each_iteration is "
-            "False; set evaluation.each_iteration=true"
-        )
-    if settings.patience is not None and settings.best_metric is None:
-        problems.append(
-            f"evaluation.patience = {settings.patience}: waits for evaluation.best_metric to rise, which is not given; "
-            "set evaluation.best_metric=reward, or another"
-        )
-    steps = -(-training.prompts_per_iteration // training.lists_per_step) * training.epochs
-    replays = config.lists.replay and config.lists.memory != "current"  # then there may be more
-    if settings.every_steps is not None and settings.every_steps >= steps * training.iterations and not replays:
-        problems.append(
-            f"evaluation.every_steps = {settings.every_steps}: the run has at most {steps * training.iterations} "
-            "steps, and its end is evaluated anyway; lower it, or leave it out"
         )
     return problems
