@@ -17,7 +17,8 @@ def evaluation_problems(config: Config) -> list[str]:
             f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
             "it out"
         )
-    if names and names != [f"evaluation.best_metric = {settings.best_metric!r}"] and not settings.each_iteration:
+    on_the_way = settings.every_steps is not None or settings.patience is not None
+    if on_the_way and not settings.each_iteration:
         problems.append(
             f"{', '.join(names)}: evaluates on the way, the ends of iterations too, but evaluation.each_iteration is "
             "False; set evaluation.each_iteration=true"

@@ -425,3 +425,8 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
 )
 def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+def test_a_run_on_given_answers_has_no_evaluation_on_the_way():
+    with pytest.raises(ConfigError, match="a run on preferences.source samples nothing on the way"):
+        load_config("sft-arithmetic", ["evaluation.best_metric=reward"])
