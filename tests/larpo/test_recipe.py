@@ -428,5 +428,5 @@ def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
 
 
 def test_a_run_on_given_answers_has_no_evaluation_on_the_way():
-    with pytest.raises(ConfigError, match="a run on preferences.source samples nothing on the way"):
+    with pytest.raises(ConfigError, match=r"a run on preferences\.source samples nothing on the way"):
         load_config("sft-arithmetic", ["evaluation.best_metric=reward"])
