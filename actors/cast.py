@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from actors import placement
 from actors.engine import EngineOptions
+from actors.policies import policy_folder
 from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.reward import Described
@@ -123,10 +125,21 @@ class TrainingCast:
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
 
+    async def is_trained(self, iteration: int, wait_s: float = 5.0) -> bool:
+        """Whether the trainer has published the end of `iteration`, waiting a little for it."""
+        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=120.0)
+
     async def wait_trained(self, iteration: int) -> None:
         """Until the trainer has published the end of `iteration`; a step that takes too long is an error."""
-        while not await self.call(self.stream.wait_trained, iteration, 5.0, limit_s=120.0):
+        while not await self.is_trained(iteration):
             pass
+
+    async def end_training(self) -> None:
+        """Let the trainer end after the step in progress; PhaseTimeout when that takes too long."""
+        await self.call(self.stream.end_run)
+        limit = self._timeouts.step_s
+        if self.trainer is not None and not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
+            raise PhaseTimeout(f"the trainer did not end its last step within {limit:g} s (timeouts.step_s)")
 
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why."""
@@ -163,8 +176,6 @@ class Cast(TrainingCast):
         """
         version = 0
         if iteration > 0:
-            from actors.trainer import policy_folder
-
             folder = policy_folder(self.run.folder, iteration)
             version = published_version(folder)
             await self.call(self.store.publish_folder, version, str(folder))
@@ -174,6 +185,11 @@ class Cast(TrainingCast):
     async def update_samplers(self) -> None:
         """The newest published weights become the behaviour policy."""
         await self.samplers.update(await self.call(self.store.newest))
+
+    async def lend(self, version: int, folder: Path) -> None:
+        """The samplers take a policy to evaluate it, until `update_samplers`."""
+        await self.call(self.store.lend_folder, version, str(folder))
+        await self.samplers.update(version)
 
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why, engines are shut down."""

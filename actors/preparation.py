@@ -141,6 +141,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     if too_long:
         notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
     _check_counts(config, len(train), len(long_train))
+    _check_heldout(config, len(heldout), len(long_heldout))
     return PreparedRun(
         config=config,
         name=folder.name,
@@ -182,6 +183,14 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
         raise DataError(
             f"{train} training prompts are left{left_out}, and an iteration draws {wanted}"
             " (training.prompts_per_iteration), each at most once: lower it, or give more prompts"
+        )
+
+
+def _check_heldout(config: Config, heldout: int, too_long: int) -> None:
+    if heldout == 0 and (config.evaluation.best_metric or config.evaluation.every_steps):
+        raise DataError(
+            f"no held-out prompts are left ({too_long} are longer than prompts.max_prompt_tokens ="
+            f" {config.prompts.max_prompt_tokens}), and evaluation.best_metric and every_steps need some: raise it"
         )
 
 

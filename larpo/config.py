@@ -20,6 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
+BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
 RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
@@ -264,6 +265,9 @@ class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
+    every_steps: Positive | None = None  # within an iteration too, after so many optimizer steps
+    best_metric: BestMetric | None = None  # the run leaves the policy with the largest value; the last when not given
+    patience: Positive | None = None  # end the run when so many evaluations in a row did not raise best_metric
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
 
 

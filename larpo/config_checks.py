@@ -10,6 +10,7 @@ import re
 
 from larpo.config import Config, Lora, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
+from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
@@ -22,7 +23,7 @@ def check_config(config: Config) -> None:
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
     checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
-    problems = [problem for check in checks for problem in check(config)]
+    problems = [problem for check in (*checks, evaluation_problems) for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
 

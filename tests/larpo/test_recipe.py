@@ -260,6 +260,7 @@ def test_bad_yaml_files(recipe_file):
 
 
 IFEVAL = ["prompts.source=ifeval", "prompts.tasks={}", "reward.name=ifeval"]
+NONE_HELD_OUT = ["prompts.heldout_count=0", "evaluation.each_iteration=false"]
 FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:score"]
 
 
@@ -288,6 +289,17 @@ FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:sco
         (["prompts.tasks={}"], "prompts.tasks = {}"),
         (["prompts.train_count="], "prompts.train_count is not given"),
         (["prompts.heldout_count=0"], "evaluation.each_iteration = True"),
+        (["evaluation.patience=2"], "evaluation.patience = 2: waits for evaluation.best_metric to rise"),
+        (
+            [*NONE_HELD_OUT, "evaluation.best_metric=greedy"],
+            "evaluation.best_metric = 'greedy': needs held-out prompts",
+        ),
+        (["evaluation.each_iteration=false", "evaluation.every_steps=4"], "set evaluation.each_iteration=true"),
+        (
+            ["evaluation.each_iteration=false", "evaluation.best_metric=reward", "evaluation.patience=1"],
+            "set evaluation.each_iteration=true",
+        ),
+        (["lists.replay=false", "evaluation.every_steps=32"], "every_steps = 32: the run has at most 32 steps"),
         (["reward.name=ifeval"], "reward.name = 'ifeval': needs constraints"),
         (["reward.name=reasoning-gym"], "no verifier is called 'reasoning-gym'"),
         ([*IFEVAL, "reward.name=reasoning_gym"], "scores generated tasks only, but prompts.source is 'ifeval'"),
@@ -318,6 +330,9 @@ def test_constraints_between_knobs(overrides, expected):
         ["samplers.max_model_len=224", "training.row_tokens=224"],
         ["prompts.heldout_count=0", "evaluation.each_iteration=false"],
         ["run.name=my-run_3.1"],
+        ["evaluation.every_steps=4", "evaluation.best_metric=fully_met", "evaluation.patience=2"],
+        ["evaluation.each_iteration=false", "evaluation.best_metric=reward"],
+        ["lists.replay=false", "evaluation.every_steps=31"],
     ],
 )
 def test_what_just_fits_is_taken(overrides):
@@ -410,3 +425,8 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
 )
 def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+def test_a_run_on_given_answers_has_no_evaluation_on_the_way():
+    with pytest.raises(ConfigError, match=r"a run on preferences\.source samples nothing on the way"):
+        load_config("sft-arithmetic", ["evaluation.best_metric=reward"])
