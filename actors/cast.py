@@ -13,6 +13,7 @@ from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.trainer import TrainSpec
 from actors.weights import published_version
+from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
 from larpo.rewards import Request, Reward
 
@@ -22,8 +23,8 @@ REWARD_ATTEMPTS = 3
 class RewardPool:
     """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again."""
 
-    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
-        self._section, self._limit = run.config.reward, run.config.timeouts.reward_s
+    def __init__(self, config: Config, on_failure: Callable[[str, str], None]) -> None:
+        self._section, self._limit = config.reward, config.timeouts.reward_s
         self._on_failure = on_failure
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
@@ -97,7 +98,7 @@ class Cast:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
         self.store = placement.place_store()
         self.stream = placement.place_stream(run.config, str(run.lists))
-        self.rewards = RewardPool(run, on_failure)
+        self.rewards = RewardPool(run.config, on_failure)
         options = EngineOptions.of(run.config, str(run.policy.path))
         self.samplers = SamplerPool(
             lambda name: placement.place_sampler(run.config, options, self.store),

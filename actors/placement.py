@@ -22,21 +22,23 @@ from larpo.errors import ConfigError, TrainingError
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
-def start_ray(config: Config, namespace: str) -> str:
+def start_ray(config: Config, namespace: str, needed: Mapping[str, float] | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one.
 
+    `needed` are the resources of all actors that live at one time, a run's when not given.
     The embedded one has its dashboard on loopback; its other ports answer those who hold Ray's token.
     Returns the dashboard's address, empty where there is none.
     Raises ConfigError when the cluster there is can never hold the run's actors.
     """
     import ray
 
+    needed = needed_resources(config) if needed is None else needed
     environment = {name: value for name, value in os.environ.items() if name.startswith("HF_HUB_OFFLINE")}
     runtime = {"env_vars": ENVIRONMENT | environment}
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
-        check_machine(config)
+        check_machine(config, needed)
         context = ray.init(
             address="local",
             namespace=namespace,
@@ -47,14 +49,15 @@ def start_ray(config: Config, namespace: str) -> str:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    check_fits(needed_resources(config), ray.cluster_resources())
+    check_fits(needed, ray.cluster_resources())
     return context.dashboard_url or ""
 
 
-def check_machine(config: Config) -> None:
+def check_machine(config: Config, needed: Mapping[str, float] | None = None) -> None:
     """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place."""
     if not os.environ.get("RAY_ADDRESS"):
-        check_fits(needed_resources(config), {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
+        there = {"CPU": float(os.cpu_count() or 1), **_local_gpus()}
+        check_fits(needed_resources(config) if needed is None else needed, there)
 
 
 def needed_resources(config: Config) -> dict[str, float]:
@@ -67,6 +70,16 @@ def needed_resources(config: Config) -> dict[str, float]:
     ):
         for name, amount in resources.items():
             total[name] = total.get(name, 0.0) + count * amount
+    return total
+
+
+def evaluation_resources(config: Config) -> dict[str, float]:
+    """Ray resources of an evaluation's actors at one time: the reward actors beside samplers, or beside a scorer."""
+    alone = config.model_copy(update={"training": config.training.model_copy(update={"workers": 0})})
+    total = needed_resources(alone)
+    for name, amount in config.training.resources_per_worker.items():
+        reward = config.reward.replicas * config.reward.resources.get(name, 0.0)
+        total[name] = max(total.get(name, 0.0), amount + reward)
     return total
 
 

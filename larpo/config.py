@@ -217,11 +217,23 @@ class Checkpoints(Section):
     keep: Positive = 2  # newest checkpoints kept
 
 
+class Sweep(Section):
+    """What `python -m scripts.evaluate` asks of every model, on the same held-out prompts."""
+
+    prompts: Positive | None = None  # the first of the held-out prompts (all of them when not given)
+    samples: Positive = 20  # n: responses a prompt at each temperature, beside the greedy one
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (1.0,)
+    cutoffs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 5, 10, 20, 50, 100)  # N; those above n left out
+    acceptable: float = 1.0  # reward from which a response counts as correct
+    list_size: Annotated[int, Field(ge=0)] = 8  # responses of a list that the models' scores rank; 0: no ranking
+
+
 class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
+    sweep: Sweep = Sweep()  # models side by side: `python -m scripts.evaluate`
 
 
 class Telemetry(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, lists
+from scripts import align, compare, evaluate, lists
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,14 +29,19 @@ def test_the_map_names_nothing_that_is_gone():
 
 @pytest.mark.parametrize(
     ("script", "parse", "least"),
-    [("align", align.parser, 3), ("lists", lists.parser, 2), ("compare", compare.parser, 1)],
+    [
+        ("align", align.parser, 3),
+        ("lists", lists.parser, 2),
+        ("compare", compare.parser, 1),
+        ("evaluate", evaluate.parser, 2),
+    ],
 )
 def test_every_command_parses(script, parse, least):
     commands = re.findall(rf"^python -m scripts\.{script} ([^#\n]*)", README, flags=re.MULTILINE)
     assert len(commands) >= least
     for command in commands:
         words = [word.strip("[]").replace("...", "") for word in command.split()]
-        parse().parse_args([word for word in words if word])
+        parse().parse_intermixed_args([word for word in words if word])
 
 
 def test_every_bundled_recipe_is_in_the_table():
