@@ -16,8 +16,9 @@ from larpo.errors import ConfigError, DataError
 from larpo.policy import open_policy, prepare_policy
 from larpo.prompts import drop_long, load_prompts
 from larpo.recipe import config_to_yaml, load_config, recipe_name
+from larpo.records import list_parts, read_lists
 from larpo.rewards import check_reward
-from larpo.types import Prompt, stable_hash
+from larpo.types import CandidateList, Prompt, stable_hash
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class EvaluatedModel:
     fingerprint: str
     token_ids: Mapping[str, tuple[int, ...]]  # prompt id -> what the samplers are given
     stop_token_ids: tuple[int, ...]
+    vocabulary: str  # a hash: equal token ids mean the same text
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,23 @@ class PreparedEvaluation:
     notes: tuple[str, ...]  # what was left out and why
 
     def samples_of(self, model: EvaluatedModel) -> Path:
+        """Where its responses are recorded."""
         return self.folder / "samples" / model.name
+
+    def scores_of(self, model: EvaluatedModel) -> Path:
+        """Where the scores are recorded that it gives to the first model's responses."""
+        return self.folder / "scores" / f"{model.name}.json"
+
+    def recorded(self, model: EvaluatedModel) -> dict[str, CandidateList]:
+        """Prompt id -> its responses that are on disk; DataError when the prompt was given in other tokens."""
+        folder = self.samples_of(model)
+        lists = {item.prompt.id: item for item in read_lists(folder)} if list_parts(folder) else {}
+        for prompt in self.prompts:
+            if prompt.id in lists and lists[prompt.id].prompt_token_ids != model.token_ids[prompt.id]:
+                raise DataError(
+                    f"{folder} holds responses to another prompt under the id {prompt.id!r}; give another --out folder"
+                )
+        return {prompt.id: lists[prompt.id] for prompt in self.prompts if prompt.id in lists}
 
 
 def chosen(
@@ -125,7 +143,9 @@ def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) ->
         )
         for prompt in prompts
     }
-    return EvaluatedModel(name, policy.path, policy.fingerprint, token_ids, stop_token_ids(tokenizer, generation))
+    vocabulary = f"{stable_hash(sorted(tokenizer.get_vocab().items())):016x}"
+    ends = stop_token_ids(tokenizer, generation)
+    return EvaluatedModel(name, policy.path, policy.fingerprint, token_ids, ends, vocabulary)
 
 
 def begin(evaluation: PreparedEvaluation) -> None:

@@ -17,31 +17,20 @@ from actors.engine import EngineOptions
 from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
 from actors.pool import SamplerPool
 from actors.sampler import SampleTask
+from actors.scoring import score_all, unscored
 from larpo.config import Config
 from larpo.errors import DataError
-from larpo.records import list_parts, next_part_number, read_lists, write_part
+from larpo.records import next_part_number, write_part
 from larpo.sweep import GREEDY
 from larpo.types import CandidateList, Prompt, list_id
 
 Say = Callable[[str], None]
 
 
-def recorded(evaluation: PreparedEvaluation, model: EvaluatedModel) -> dict[str, CandidateList]:
-    """Prompt id -> the responses that are on disk; DataError when the prompt was given in other tokens."""
-    folder = evaluation.samples_of(model)
-    lists = {item.prompt.id: item for item in read_lists(folder)} if list_parts(folder) else {}
-    for prompt in evaluation.prompts:
-        if prompt.id in lists and lists[prompt.id].prompt_token_ids != model.token_ids[prompt.id]:
-            raise DataError(
-                f"{folder} holds responses to another prompt under the id {prompt.id!r}; give another --out folder"
-            )
-    return lists
-
-
-def is_answered(evaluation: PreparedEvaluation) -> bool:
-    """Whether every model's responses to every prompt are on disk."""
-    prompts = {prompt.id for prompt in evaluation.prompts}
-    return all(prompts <= recorded(evaluation, model).keys() for model in evaluation.models)
+def is_done(evaluation: PreparedEvaluation) -> bool:
+    """Whether every response and every score is on disk."""
+    answered = (len(evaluation.recorded(model)) for model in evaluation.models)
+    return all(count == len(evaluation.prompts) for count in answered) and not unscored(evaluation)
 
 
 class Evaluator:
@@ -59,7 +48,7 @@ class Evaluator:
         """Until every model has answered every prompt."""
         await self._rewards.start()
         for model in self._evaluation.models:
-            there = recorded(self._evaluation, model)
+            there = self._evaluation.recorded(model)
             self._check_reward(model, there.values())
             todo = [prompt for prompt in self._evaluation.prompts if prompt.id not in there]
             if todo:
@@ -160,8 +149,8 @@ def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[s
 
 
 def run_evaluation(evaluation: PreparedEvaluation, say: Say) -> None:
-    """Start or join Ray, answer what is not answered, and stop Ray again. SIGTERM ends it as Ctrl-C does."""
-    if is_answered(evaluation):
+    """Start or join Ray, answer and score what is missing, and stop Ray again. SIGTERM ends it as Ctrl-C does."""
+    if is_done(evaluation):
         return
     import ray
 
@@ -178,3 +167,4 @@ async def _with_signals(evaluation: PreparedEvaluation, say: Say) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await Evaluator(evaluation, say).answer_all()
+    await score_all(evaluation, say)

@@ -13,6 +13,7 @@ from typing import Any
 from actors.engine import EngineOptions
 from actors.reward import RewardActor
 from actors.sampler import Sampler
+from actors.scorer import Scorer
 from actors.stream import ListStream
 from actors.trainer import TrainSpec, train_loop
 from actors.weights import WeightStore
@@ -129,6 +130,12 @@ def place_sampler(config: Config, options: EngineOptions, store: Any) -> Any:
 
     actor = ray.remote(Sampler).options(**_asked(config.samplers.resources), max_concurrency=10_000)
     return actor.remote(options, store)
+
+
+def place_scorer(config: Config, path: str) -> Any:
+    import ray
+
+    return ray.remote(Scorer).options(**_asked(config.training.resources_per_worker)).remote(config, path)
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:

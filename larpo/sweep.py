@@ -50,6 +50,10 @@ class ModelAnswers:
             )
         return cls(name, tuple(item.prompt.id for item in lists), tuple(g[0] for g in groups), sampled)
 
+    def responses_to(self, number: int) -> list[Candidate]:
+        """All responses to the prompt of that number, the greedy one first."""
+        return [self.greedy_P[number], *(c for group in self.sampled_PN.values() for c in group[number])]
+
 
 def cutoffs_of(sweep: Sweep) -> tuple[int, ...]:
     """The N of Recall@N that n samples allow, rising; n itself where all are above it."""

@@ -60,13 +60,37 @@ def picking_rows(results: Results, sweep: Sweep) -> Rows:
     return rows
 
 
+def win_rows(results: Results) -> Rows:
+    """A header, then each model's win rates against the first, in the form of the paper's Tables 3 and 4."""
+    rows: Rows = [("greedy response wins", "against", "length-controlled", "win rate")]
+    first = next(iter(results["models"]))
+    for name, rates in results["win_rates"].items():
+        rows.append((name, first, shown(rates["length_controlled"], ".1%"), shown(rates["raw"], ".1%")))
+    return rows
+
+
+def ranking_rows(results: Results) -> Rows:
+    """A header, then how well each model's scores rank the first model's responses."""
+    rows: Rows = [("model as a ranker", "score", "nDCG", "MRR", "Kendall tau")]
+    for name, kinds in results["ranking"].get("models", {}).items():
+        for kind, quality in kinds.items():
+            rows.append((name, kind.replace("_", " "), *(shown(quality[key]) for key in ("ndcg", "rr", "tau"))))
+    return rows
+
+
 def format_results(results: Results, sweep: Sweep) -> str:
     """All tables as plain text."""
     head = (
         f"{results['prompts']} held-out prompts, {sweep.samples} samples each; correct from reward"
         f" {sweep.acceptable:g}; 95% intervals over prompts in brackets."
     )
-    tables = [recall_rows(results, sweep), difference_rows(results, sweep), picking_rows(results, sweep)]
+    tables = [
+        recall_rows(results, sweep),
+        difference_rows(results, sweep),
+        picking_rows(results, sweep),
+        win_rows(results),
+        ranking_rows(results),
+    ]
     parts = [head, *("\n".join(_ruled(rows)) for rows in tables if len(rows) > 1)]
     return "\n\n".join([*parts, *(f"Note: {note}." for note in results["notes"])])
 

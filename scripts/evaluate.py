@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from actors.evaluation_inputs import begin, chosen, prepare_evaluation
-    from actors.evaluation_results import answers_of, summarize_evaluation, write_results, write_samples
+    from actors.evaluation_results import answers_of, summarize_evaluation, write_page, write_results, write_samples
     from actors.evaluator import run_evaluation
     from actors.preparation import locked
     from larpo.sweep_tables import format_results
@@ -65,9 +65,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         run_evaluation(evaluation, _say)
         answers = answers_of(evaluation)
         results = summarize_evaluation(evaluation, answers)
-        write_results(evaluation.folder, results)
-        write_samples(evaluation.folder, evaluation, answers)
+        write_results(evaluation, results)
+        write_samples(evaluation, answers)
+        write_page(evaluation, results, answers)
     print(f"\n{format_results(results, config.evaluation.sweep)}\n\nresults  {evaluation.folder / 'results.json'}")
+    print(f"samples  {evaluation.folder / 'samples.parquet'}\nreport   {evaluation.folder / 'report.html'}")
     return 0
 
 
