@@ -12,6 +12,8 @@ import numpy as np
 from actors.evaluation_inputs import PreparedEvaluation
 from actors.scoring import comparable, ranked_lists, read_scores
 from larpo.answers import answer_reader
+from larpo.judges import run_alpaca_eval, run_lm_eval
+from larpo.model_outputs import is_judged_set, write_outputs
 from larpo.ranking_quality import Floats, ranking_quality
 from larpo.recipe import config_to_yaml
 from larpo.sweep import ModelAnswers, differences, intervals, measures, rewards_of
@@ -21,6 +23,18 @@ from larpo.win_rate import win_rates
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.parquet"
 REPORT_FILE = "report.html"
+
+
+def finish(evaluation: PreparedEvaluation, *, outputs: bool = False) -> dict[str, Any]:
+    """Everything that comes after the last response and score; returns what results.json holds."""
+    answers = answers_of(evaluation)
+    results = summarize_evaluation(evaluation, answers)
+    write_samples(evaluation, answers)
+    write_results(evaluation, results)
+    results["judges"] = judged(evaluation, answers, wanted=outputs)
+    write_results(evaluation, results)
+    write_page(evaluation, results, answers)
+    return results
 
 
 def answers_of(evaluation: PreparedEvaluation) -> list[ModelAnswers]:
@@ -124,6 +138,27 @@ def write_page(evaluation: PreparedEvaluation, results: dict[str, Any], answers:
     questions = {prompt.id: prompt.messages[-1].content for prompt in evaluation.prompts}
     html = sweep_page(results, answers, questions, config_to_yaml(evaluation.config), sweep)
     (evaluation.folder / REPORT_FILE).write_text(html, encoding="utf-8")
+
+
+def judged(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers], *, wanted: bool) -> list[str]:
+    """Write outputs/ for other judges, if `wanted` or if the prompts are theirs, and run those that the recipe names.
+
+    Returns a line for each that says what came of it.
+    """
+    config, judges = evaluation.config, evaluation.config.evaluation.judges
+    source, folder, lines = config.prompts.source, evaluation.folder / "outputs", []
+    writes = wanted or judges.alpaca_eval or is_judged_set(source, evaluation.prompts)
+    for model, of_model in zip(evaluation.models, answers, strict=True):
+        if writes:
+            texts = [candidate.text for candidate in of_model.greedy_P]
+            file = write_outputs(folder, model.name, evaluation.prompts, texts, source)
+            lines.append(f"{model.name}: outputs for AlpacaEval and MixEval in {file.parent}")
+            if judges.alpaca_eval:
+                lines.append(f"{model.name}: {run_alpaca_eval(file, folder / model.name / 'alpaca_eval', judges)}")
+        if judges.lm_eval_tasks:
+            result = run_lm_eval(model.path, config.policy.dtype, folder / model.name / "lm_eval", judges)
+            lines.append(f"{model.name}: {result}")
+    return lines
 
 
 def write_samples(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers]) -> None:

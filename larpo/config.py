@@ -68,7 +68,7 @@ class Columns(Section):
 
 
 class Prompts(Section):
-    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval, alpaca_eval), .jsonl or .parquet path, or hub id
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
@@ -228,12 +228,22 @@ class Sweep(Section):
     list_size: Annotated[int, Field(ge=0)] = 8  # responses of a list that the models' scores rank; 0: no ranking
 
 
+class Judges(Section):
+    """Other people's evaluations that `python -m scripts.evaluate` runs where they are installed."""
+
+    alpaca_eval: bool = False  # judge the greedy responses with alpaca_eval; its judge costs money
+    annotator: str | None = None  # its judge, such as weighted_alpaca_eval_gpt4_turbo; its own choice when not given
+    lm_eval_tasks: tuple[str, ...] = ()  # tasks of lm_eval, such as [gsm8k]
+    timeout_s: Seconds = 7200.0  # one program on one model
+
+
 class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
     sweep: Sweep = Sweep()  # models side by side: `python -m scripts.evaluate`
+    judges: Judges = Judges()
 
 
 class Telemetry(Section):

@@ -11,7 +11,7 @@ import re
 from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
-from larpo.prompt_sets import BUNDLED_SETS
+from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
 from larpo.verifiers import check_verifier_name
 
 
@@ -144,7 +144,7 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"{where}.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
-    has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
+    has_answers = prompts.source in set(BUNDLED_SETS) - set(HELDOUT_ONLY) or prompts.columns.answer_key is not None
     if name in ("ifeval", "gsm8k") and not has_answers:
         needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
         return [

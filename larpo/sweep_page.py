@@ -38,12 +38,13 @@ def sweep_plots(results: Results, sweep: Sweep) -> dict[str, tuple[str, str, str
             _by_temperature(results, sweep),
             "Mean reward of the samples; bars are 95% intervals over prompts. (Form of Figure 4.)",
         )
-    drawn["picking"] = (
-        f"From retrieval to reranking, T = {first:g}",
-        _picking(results, sweep),
-        "Share of prompts answered right: by the greedy response (dotted level), by a vote of N, and by the best"
-        " of N under the reward, which is Recall@N where the reward itself says what is correct.",
-    )
+    for name in names:
+        drawn[f"picking_{name}"] = (
+            f"From retrieval to reranking: {name}, T = {first:g}",
+            _picking(results, name, sweep),
+            "Share of prompts answered right: by the greedy response, by a vote of N, and by the best of N under the"
+            " reward, which is Recall@N where the reward itself says what is correct.",
+        )
     return drawn
 
 
@@ -76,16 +77,14 @@ def _by_temperature(results: Results, sweep: Sweep) -> str:
     return line_plot([Panel("mean reward", lines)], "temperature", ticks=temperatures)
 
 
-def _picking(results: Results, sweep: Sweep) -> str:
-    cutoffs, lines, t = cutoffs_of(sweep), [], sweep.temperatures[0]
-    for (name, model), color in zip(results["models"].items(), _colors(len(results["models"])), strict=True):
-        greedy = model["measures"]["greedy/correct"][0]
-        lines.append(Line(f"{name}, greedy", [cutoffs[0], cutoffs[-1]], [greedy] * 2, GREY))
-        for kind, dashed in (("recall", False), ("majority", True)):
-            points = _series(results, name, t, kind, sweep)
-            if points:
-                label = f"{name}, {'vote' if dashed else 'best'} of N"
-                lines.append(Line(label, cutoffs, [mean for mean, _, _ in points], color, marks=True, dashed=dashed))
+def _picking(results: Results, name: str, sweep: Sweep) -> str:
+    cutoffs, t = cutoffs_of(sweep), sweep.temperatures[0]
+    greedy = results["models"][name]["measures"]["greedy/correct"][0]
+    lines = [Line("greedy", [cutoffs[0], cutoffs[-1]], [greedy] * 2, GREY, dashed=True)]
+    for kind, label, color in (("recall", "best of N", BLUE), ("majority", "vote of N", GREEN)):
+        points = _series(results, name, t, kind, sweep)
+        if points:
+            lines.append(Line(label, cutoffs, [mean for mean, _, _ in points], color, _bars(points), marks=True))
     panels = [Panel("prompts answered right", lines, from_zero=True)]
     return line_plot(panels, "N, samples a prompt", ticks=cutoffs, log_x=True)
 
@@ -121,7 +120,7 @@ def sweep_page(
         "larpo models compared",
         subtitle,
         [
-            section("Result", *tables, *(note(text + ".") for text in results["notes"])),
+            section("Result", *tables, *(note(text) for text in (*results["notes"], *results["judges"]))),
             section("Plots", plots(drawn)),
             section("Greedy responses", *said),
             section("Settings", details("configuration", preformatted(settings))),

@@ -29,6 +29,9 @@ def parser() -> argparse.ArgumentParser:
         help="folder, hub id or bundled policy; repeatable",
     )
     result.add_argument("--run", type=Path, metavar="RUN_DIR", help="evaluate a run's base policy and aligned model")
+    result.add_argument(
+        "--outputs", action="store_true", help="write the greedy responses as AlpacaEval 2 and MixEval read them, too"
+    )
     result.add_argument("--out", type=Path, metavar="DIR", help="where results go (evaluations/ and the recipe's name)")
     return result
 
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from actors.evaluation_inputs import begin, chosen, prepare_evaluation
-    from actors.evaluation_results import answers_of, summarize_evaluation, write_page, write_results, write_samples
+    from actors.evaluation_results import finish
     from actors.evaluator import run_evaluation
     from actors.preparation import locked
     from larpo.sweep_tables import format_results
@@ -63,13 +66,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     begin(evaluation)
     with locked(evaluation.folder):
         run_evaluation(evaluation, _say)
-        answers = answers_of(evaluation)
-        results = summarize_evaluation(evaluation, answers)
-        write_results(evaluation, results)
-        write_samples(evaluation, answers)
-        write_page(evaluation, results, answers)
+        results = finish(evaluation, outputs=options.outputs)
     print(f"\n{format_results(results, config.evaluation.sweep)}\n\nresults  {evaluation.folder / 'results.json'}")
     print(f"samples  {evaluation.folder / 'samples.parquet'}\nreport   {evaluation.folder / 'report.html'}")
+    print(*results["judges"], sep="\n")
     return 0
 
 

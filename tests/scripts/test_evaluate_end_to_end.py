@@ -15,6 +15,8 @@ import yaml
 
 from tests.conftest import make_tiny_policy
 
+pytestmark = pytest.mark.slow  # two starts of Ray and three of vLLM
+
 ROOT = Path(__file__).parents[2]
 REWARD = """
 def begins_small(prompt, response):
@@ -47,9 +49,8 @@ def recipe(folder: Path, policy: Path) -> dict:
 def evaluated(tmp_path_factory) -> Path:
     """The folder of an evaluation that was interrupted after its first part, and went on."""
     folder = tmp_path_factory.mktemp("evaluate")
-    torch.manual_seed(0)
-    for name, width in (("first", 128), ("other", 64)):
-        make_tiny_policy(folder / name, hidden_size=width)
+    for name, width in (("first", 192), ("other", 256)):
+        make_tiny_policy(folder / name, intermediate_size=width)
     (folder / "toy_reward.py").write_text(REWARD)
     rows = [{"question": f"Say something about {n}."} for n in range(PROMPTS + 1)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,7 +127,8 @@ def test_models_are_compared(evaluated, results):
     difference, low, high = results["differences"]["other"]["T=1.3/reward"]
     assert difference == pytest.approx(means["other"] - means["first"])
     assert low <= difference <= high
-    assert results["win_rates"]["other"]["raw"][0] + 0 <= 1
+    low, high = results["win_rates"]["other"]["raw"][1:]
+    assert 0 <= low <= results["win_rates"]["other"]["raw"][0] <= high <= 1
     printed = (evaluated / "stdout.txt").read_text()
     for word in ("Recall@5", "best reward of N", "length-controlled", "Kendall tau", "no majority vote"):
         assert word in printed
