@@ -19,7 +19,7 @@ from actors.pool import SamplerPool
 from actors.sampler import SampleTask
 from actors.scoring import score_all, unscored
 from larpo.config import Config
-from larpo.errors import DataError
+from larpo.errors import ConfigError, DataError
 from larpo.records import next_part_number, write_part
 from larpo.sweep import GREEDY
 from larpo.types import CandidateList, Prompt, list_id
@@ -47,6 +47,11 @@ class Evaluator:
     async def answer_all(self) -> None:
         """Until every model has answered every prompt."""
         await self._rewards.start()
+        if self._rewards.joint and len(self._evaluation.models) > 1:
+            raise ConfigError(
+                f"reward.kind = {self._config.reward.kind!r}: ranks the responses to a prompt together, so that its"
+                " rewards do not compare models; evaluate one model at a time, or choose another reward"
+            )
         for model in self._evaluation.models:
             there = self._evaluation.recorded(model)
             self._check_reward(model, there.values())

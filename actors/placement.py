@@ -61,27 +61,38 @@ def check_machine(config: Config, needed: Mapping[str, float] | None = None) -> 
         check_fits(needed_resources(config) if needed is None else needed, there)
 
 
+def check_plan(config: Config) -> None:
+    """Raises ConfigError when the cluster that a recipe is meant for, or this machine, can never hold its actors."""
+    if config.cluster:
+        check_fits(needed_resources(config), config.cluster)
+    else:
+        check_machine(config)
+
+
 def needed_resources(config: Config) -> dict[str, float]:
-    """Ray resources of all samplers, trainer workers and reward actors together."""
+    """Ray resources of all samplers, trainer workers and reward actors together, or of the trainer where it is all."""
+    asked = [(config.training.workers, config.training.resources_per_worker)]
+    if config.preferences.source is None:
+        asked += [
+            (config.samplers.count, config.samplers.resources),
+            (config.reward.replicas, config.reward.resources),
+        ]
     total: dict[str, float] = {}
-    for count, resources in (
-        (config.samplers.count, config.samplers.resources),
-        (config.training.workers, config.training.resources_per_worker),
-        (config.reward.replicas, config.reward.resources),
-    ):
+    for count, resources in asked:
         for name, amount in resources.items():
             total[name] = total.get(name, 0.0) + count * amount
     return total
 
 
 def evaluation_resources(config: Config) -> dict[str, float]:
-    """Ray resources of an evaluation's actors at one time: the reward actors beside samplers, or beside a scorer."""
-    alone = config.model_copy(update={"training": config.training.model_copy(update={"workers": 0})})
-    total = needed_resources(alone)
-    for name, amount in config.training.resources_per_worker.items():
-        reward = config.reward.replicas * config.reward.resources.get(name, 0.0)
-        total[name] = max(total.get(name, 0.0), amount + reward)
-    return total
+    """Ray resources of an evaluation's actors at one time: the reward actors, beside all samplers or one scorer."""
+    samplers, reward, scorer = config.samplers, config.reward, config.training.resources_per_worker
+    names = {*samplers.resources, *reward.resources, *scorer}
+    return {
+        name: reward.replicas * reward.resources.get(name, 0.0)
+        + max(samplers.count * samplers.resources.get(name, 0.0), scorer.get(name, 0.0))
+        for name in sorted(names)
+    }
 
 
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float]) -> None:

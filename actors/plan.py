@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
 from larpo.config import Config
@@ -45,7 +47,7 @@ def estimate(run: PreparedRun) -> Estimates:
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
-        disk=kept * checkpoint + 4 * weights + _list_bytes(config),
+        disk=kept * checkpoint + 4 * weights + _list_bytes(run),
     )
 
 
@@ -60,9 +62,11 @@ def _parameters(folder: Path, config: Config) -> int:
     return total
 
 
-def _list_bytes(config: Config) -> float:
+def _list_bytes(run: PreparedRun) -> float:
     """Lists on disk: about eight bytes a token, remembered candidates again in every iteration."""
-    training, sampling = config.training, config.sampling
+    config, training, sampling = run.config, run.config.training, run.config.sampling
+    if isinstance(run, OfflineRun):
+        return 8.0 * sum(item.tokens for item in run.given)
     repeats = {
         "current": 1.0,
         "current_and_previous": 2.0,
@@ -75,13 +79,8 @@ def _list_bytes(config: Config) -> float:
 def describe(run: PreparedRun) -> str:
     """The resolved configuration and the plan as text."""
     config, training, numbers = run.config, run.config.training, estimate(run)
-    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
-    responses = training.prompts_per_iteration * config.sampling.k
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
     lines = [
-        config_to_yaml(config).rstrip(),
-        "",
-        f"plan of {run.name}" + (f": {config.description}" if config.description else ""),
+        *_head(config, run.name),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
@@ -91,16 +90,74 @@ def describe(run: PreparedRun) -> str:
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
         "  others        list stream, weight store (no CPU reserved)",
-        f"  cluster       {needs} in all",
-        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
-        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
-        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
-        " signal are dropped and remembered ones replayed",
+        *_counts(config),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def describe_offline(run: OfflineRun) -> str:
+    """The resolved configuration and the plan of a run on a dataset as text."""
+    config, training, numbers = run.config, run.config.training, estimate(run)
+    steps = math.ceil(len(run.given) / training.lists_per_step) * training.epochs
+    tokens = sum(item.tokens for item in run.given)
+    answers = sum(len(item.response_token_ids) for item in run.given)
+    lines = [
+        *_head(config, run.name),
+        f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        f"  lists         {len(run.given)} training with {answers} answers, {tokens} tokens in packed rows;"
+        f" {len(run.given_heldout)} held out",
+        *(f"                {note}" for note in run.notes),
+        f"  objective     {config.objective.name}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
+        f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
+    ]
+    return "\n".join(lines)
+
+
+def outline(config: Config, name: str, missing: Sequence[str]) -> str:
+    """What is known of a plan while the hub cannot be asked: no counts of prompts, no estimates."""
+    training, given = config.training, config.preferences.source
+    lines = [
+        *_head(config, name),
+        f"  policy        {config.policy.model}",
+        f"  prompts       {given or config.prompts.source}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}",
+    ]
+    if given is None:
+        lines += [
+            f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+            f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+            *_counts(config),
+        ]
+    return "\n".join([*lines, *(f"  not checked   {line}" for line in missing)])
+
+
+def _head(config: Config, name: str) -> list[str]:
+    about = f": {config.description}" if config.description else ""
+    return [config_to_yaml(config).rstrip(), "", f"plan of {name}{about}"]
+
+
+def _counts(config: Config) -> list[str]:
+    """Lines that the configuration alone gives."""
+    training = config.training
+    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
+    responses = training.prompts_per_iteration * config.sampling.k
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
+    meant = ", ".join(f"{amount:g} {name}" for name, amount in sorted(config.cluster.items()))
+    return [
+        f"  cluster       {needs} in all" + (f", of {meant} that the recipe is meant for" if meant else ""),
+        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
+        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
+        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
+        " signal are dropped and remembered ones replayed",
+    ]
 
 
 def _asks(resources: dict[str, float]) -> str:

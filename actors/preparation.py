@@ -41,6 +41,7 @@ class PreparedRun:
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
     has_chat_template: bool  # the policy's own; else the plain one is used
+    shares: Path | None = None  # a run whose first lists and base evaluation this new one takes over
 
     def drawn(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration, in the order that the seed gives."""
@@ -54,6 +55,11 @@ class PreparedRun:
             "prompts/heldout": len(self.heldout),
             "prompts/too_long": self.too_long,
         }
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what the run is begun with: it goes on with nothing else."""
+        prompts = f"{stable_hash(sorted(self.token_ids.items())):016x}"
+        return {"policy": self.policy.fingerprint, "prompts": prompts}
 
     @property
     def lists(self) -> Path:
@@ -108,6 +114,11 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
 
     Raises ConfigError or DataError naming what cannot be used.
     """
+    if config.preferences.source is not None:
+        raise ConfigError(
+            f"preferences.source = {config.preferences.source!r}: this recipe trains on answers of a dataset; start it"
+            " with scripts.offline, scripts.sft or scripts.train_reward"
+        )
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
@@ -170,14 +181,13 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
 
 def create_folder(run: PreparedRun) -> None:
     """Make the run folder and write the resolved configuration into it, first of all files."""
-    inputs = {"policy": run.policy.fingerprint, "prompts": f"{stable_hash(sorted(run.token_ids.items())):016x}"}
     if run.resumed:
-        _check_inputs(run.folder / INPUTS_FILE, inputs)
+        _check_inputs(run.folder / INPUTS_FILE, run.fingerprints())
         return
     try:
         run.lists.mkdir(parents=True, exist_ok=True)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        (run.folder / INPUTS_FILE).write_text(json.dumps(inputs) + "\n")
+        (run.folder / INPUTS_FILE).write_text(json.dumps(run.fingerprints()) + "\n")
         partial = run.folder / (CONFIG_FILE + ".partial")
         partial.write_text(config_to_yaml(run.config))
         partial.rename(run.folder / CONFIG_FILE)

@@ -101,6 +101,10 @@ class TrainerEngine:
         return engine
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def model(self) -> Any:
         return self._engine.module.model
 
@@ -125,20 +129,21 @@ class TrainerEngine:
         self.model.train()
         torch.manual_seed(stable_hash(self._config.run.seed, self._rank, work.position))  # the same after a restart
         lists, computed = self._packed(work.lists, reference_name)
-        divergence = self._divergence(work.lists) if self._objective.spec.divergence else None
+        divergence = self.divergence(work.lists)
         passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
         outcomes = step_lists(
             self._score,
             lists,
             objective=self._objective,
-            divisor=work.list_count / self._ranks,  # DeepSpeed takes the mean over ranks
+            divisor=self._divisor(work) / self._ranks,  # DeepSpeed takes the mean over ranks
             passes=passes,
             backward=self._backward,
             divergence=divergence,
         )
         norm, applied = self._apply()
         sums, stalest = rank_sums(outcomes, version)
-        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy)
+        per = self._objective.spec.per
+        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy, per=per)
         metrics |= {
             "train/grad_norm": norm,
             "train/learning_rate": rate,
@@ -146,6 +151,30 @@ class TrainerEngine:
             "train/memory_gib": self._memory_gib(),
         }
         return metrics, computed
+
+    def _divisor(self, work: StepWork) -> float:
+        """What the sum of the global batch's losses is divided by: its lists, or their response tokens."""
+        if self._objective.spec.per == "list":
+            return work.list_count
+        tokens = sum(len(candidate.token_ids) for item in work.lists for candidate in item.candidates)
+        total = torch.tensor(float(tokens), dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    @torch.no_grad()
+    def log_probs(self, lists: tuple[CandidateList, ...], reference_name: str) -> list[tuple[PackedList, Tensor]]:
+        """This rank's lists, packed with their reference, and the policy's log-probabilities [M] of each; no step."""
+        self.model.eval()
+        packed, _ = self._packed(lists, reference_name)
+        found = [(item, list_log_probs(self._score, item.rows).cpu()) for item in packed]
+        passes = sum(len(item.rows) for item in packed)
+        for _ in range(self.maximum([passes])[0] - passes):
+            list_log_probs(self._score, (empty_row(),))
+        return found
+
+    def divergence(self, lists: tuple[CandidateList, ...]) -> Tensor | None:
+        """What an objective that needs it takes for the policy's divergence from the reference; else None."""
+        return self._divergence(lists) if self._objective.spec.divergence else None
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         """A loss that is not finite gets a gradient that is not, so that `_apply` skips the step on every rank."""

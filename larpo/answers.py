@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from larpo.config import Reward
-from larpo.verifiers import last_number
+from larpo.verifiers import last_boxed, last_number
 
 Answer = Callable[[str], str | None]
 
@@ -26,4 +26,16 @@ def number(response: str) -> str | None:
     return None if found is None else f"{Decimal(found).normalize():f}"
 
 
-_READERS: dict[str, Answer] = {"reasoning_gym": number, "gsm8k": number}
+def boxed(response: str) -> str | None:
+    """What the last `\\boxed{}` of a response holds, without spaces; its last number where there is none.
+
+    Texts are compared as they stand: 1/2 and 0.5 are two answers here, though a verifier finds them equal.
+
+    >>> boxed(r"so \\boxed{ \\frac{1}{2} }"), boxed("about 3.0")
+    ('\\\\frac{1}{2}', '3')
+    """
+    found = last_boxed(response)
+    return number(response) if found is None else "".join(found.split())
+
+
+_READERS: dict[str, Answer] = {"reasoning_gym": number, "gsm8k": number, "math": boxed}

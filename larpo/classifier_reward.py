@@ -28,6 +28,8 @@ class ClassifierReward:
     Raises ConfigError or DataError as `classifier_folder`.
     """
 
+    joint = False
+
     def __init__(self, section: Classifier, *, failed_reward: float = 0.0) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

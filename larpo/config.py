@@ -20,6 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -69,6 +70,7 @@ class Columns(Section):
 
 class Prompts(Section):
     source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval, alpaca_eval), .jsonl or .parquet path, or hub id
+    subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
@@ -79,6 +81,36 @@ class Prompts(Section):
     split_seed: Seed = 0  # seeds the split into training and held-out prompts (and generated sets)
     drop_never_met: bool = True  # ifeval: train on no prompt with a constraint that a small model never meets
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
+
+
+class PreferenceColumns(Section):
+    """Which dataset column plays which part; a column may be a dotted path into structs and lists of structs."""
+
+    prompt: str | None = None  # text (one user turn) or a list of {role, content}
+    messages: str | None = None  # turns before the answer; alone: whole chats, every assistant turn an answer
+    chosen: str | None = None  # the better answer: text, or turns; turns may hold the prompt too
+    rejected: str | None = None  # the worse answer, likewise
+    responses: str | None = None  # a list of answers; best first where no rewards are given
+    rewards: str | None = None  # their scores, as many
+    response: str | None = None  # the one answer, for supervised fine-tuning
+    margin: str | None = None  # how much better the chosen answer is (reward-model training)
+    id: str | None = None  # unique id; the row number when not given
+
+
+class Preferences(Section):
+    """A dataset of answers that are there already: for fine-tuning, offline training and reward models."""
+
+    source: str | None = None  # .jsonl or .parquet path, hub id, or reasoning_gym (its gold and other answers)
+    subset: str | None = None  # configuration of a hub dataset that has several
+    split: str = "train"  # split of a hub dataset
+    revision: str | None = None  # hub revision
+    columns: PreferenceColumns = PreferenceColumns()  # column map for files and hub datasets
+    tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
+    wrong_answers: Annotated[int, Field(ge=0, le=63)] = 3  # reasoning_gym: answers of other questions in a list
+    system: str | None = None  # system turn put before prompts that have none
+    train_count: Positive | None = None  # rows trained on (all that are not held out when not given)
+    heldout_count: Annotated[int, Field(ge=0)] = 0  # rows held out, of other prompts than those trained on
+    split_seed: Seed = 0  # seeds the split into training and held-out rows (and generated sets)
 
 
 class Sampling(Section):
@@ -113,9 +145,9 @@ class Endpoint(Section):
 
 
 class Reward(Section):
-    kind: Literal["verifier", "sequence_classification", "http", "weighted"] = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
-    timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
+    kind: RewardKind = "verifier"  # what ranks
+    name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
+    timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
@@ -130,6 +162,7 @@ class Reward(Section):
         """What gives the rewards, in a word."""
         return {
             "verifier": self.name,
+            "callable": self.name,
             "sequence_classification": str(self.classifier.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
@@ -268,10 +301,12 @@ class Config(Section):
     """A whole run. Sections are as in a recipe's YAML."""
 
     description: str = ""  # one line, shown by --dry-run and in the model card
+    cluster: Resources = {}  # Ray resources that the recipe is meant for; --dry-run takes this machine's without
     overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
     run: Run = Run()
     policy: Policy = Policy()
     prompts: Prompts = Prompts()
+    preferences: Preferences = Preferences()
     sampling: Sampling = Sampling()
     reward: Reward = Reward()
     lists: Lists = Lists()

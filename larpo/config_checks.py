@@ -11,13 +11,17 @@ import re
 from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
+from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
+from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    checks = (_run, _prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
+    checks = (_run, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -118,6 +122,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
         return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []
@@ -145,8 +153,8 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
     has_answers = prompts.source in set(BUNDLED_SETS) - set(HELDOUT_ONLY) or prompts.columns.answer_key is not None
-    if name in ("ifeval", "gsm8k") and not has_answers:
-        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
         return [
             f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
             "prompts.columns.answer_key; name the column that holds them, or another source"
@@ -154,6 +162,10 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if name == "ifeval" and prompts.source == "reasoning_gym":
         return [
             f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
         ]
     return []
 
@@ -163,7 +175,7 @@ def _objective(config: Config) -> list[str]:
     if name not in OBJECTIVES:
         return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVES)}"]
     spec, problems = OBJECTIVES[name], []
-    count = selected_count(selection, config.sampling.k)
+    count = min(selected_count(selection, config.sampling.k), largest_list(config))
     if spec.uses == "pair" and count > 2:
         problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
@@ -174,6 +186,10 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
             f"needs 2 a worker, {2 * workers} in all; raise it"
+        )
+    if spec.uses == "one" and config.preferences.source is None:
+        problems.append(
+            f"objective.name = {name!r}: trains on given answers; set preferences.source, and start scripts.sft"
         )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(
@@ -238,15 +254,20 @@ def _counts(config: Config) -> list[str]:
             f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since an "
             "iteration draws a prompt once; lower it, or raise prompts.train_count"
         )
-    if step < training.workers:
-        problems.append(
-            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
-            "worker; raise it, or use fewer workers"
-        )
     if step > drawn:
         problems.append(
             f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or an "
             "iteration has no full step; lower it"
+        )
+    return problems + _steps(config)
+
+
+def _steps(config: Config) -> list[str]:
+    training, step, problems = config.training, config.training.lists_per_step, []
+    if step < training.workers:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
+            "worker; raise it, or use fewer workers"
         )
     if step > config.stream.capacity:
         problems.append(

@@ -13,6 +13,7 @@ from actors import placement
 from actors.evaluation_inputs import begin, chosen, prepare_evaluation
 from actors.evaluation_results import finish
 from actors.evaluator import Evaluator, is_done
+from actors.reward import Described
 from actors.scoring import score_all
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, EvaluationError, SamplerError
@@ -27,7 +28,8 @@ class House:
     """The doubles, and what they were asked."""
 
     def __init__(self, monkeypatch):
-        self.tasks, self.scored, self.killed, self.dies_after, self.fingerprint = [], [], [], None, "f"
+        self.tasks, self.scored, self.killed, self.dies_after = [], [], [], None
+        self.fingerprint, self.joint = "f", False
         monkeypatch.setattr(
             placement, "place_reward", lambda section: self._actor(describe=self._describe, rank=self._rank)
         )
@@ -47,7 +49,7 @@ class House:
         return 0
 
     async def _describe(self):
-        return {"fingerprint": self.fingerprint}
+        return Described("verifier", "gsm8k", self.fingerprint, self.joint)
 
     async def _rank(self, requests):
         return [[Reward(len(text) / 10) for text in responses] for _, responses in requests]
@@ -174,6 +176,13 @@ def test_another_reward_model_or_other_settings_are_refused(house, prepared):
     house.fingerprint = "another"
     with pytest.raises(DataError, match="another reward model"):
         answer(prepared("base"))
+
+
+def test_rewards_that_only_compare_responses_do_not_compare_models(house, prepared):
+    house.joint = True
+    answer(prepared("base"))
+    with pytest.raises(ConfigError, match="do not compare models"):
+        answer(prepared("base", "tuned"))
 
 
 def test_a_folder_with_something_else_is_refused(prepared, tmp_path):
