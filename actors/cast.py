@@ -78,6 +78,11 @@ class RewardPool:
                 self._free.put_nowait(number)
         raise RewardError(f"{len(requests)} lists could not be ranked in {REWARD_ATTEMPTS} attempts: {causes}")
 
+    def stop(self) -> None:
+        """End the actors, and free what they hold."""
+        for actor in self.actors:
+            placement.kill(actor)
+
     async def _replace(self, number: int, reason: str) -> None:
         """A new actor in the place of one that failed; RewardError when it is of another mind."""
         self._on_failure(f"reward-{number}", reason)

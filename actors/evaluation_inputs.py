@@ -51,10 +51,23 @@ class PreparedEvaluation:
         """Where the scores are recorded that it gives to the first model's responses."""
         return self.folder / "scores" / f"{model.name}.json"
 
+    def reranks_of(self, model: EvaluatedModel) -> Path:
+        """Where the recipe's reranker has its rewards of the model's responses."""
+        reranker = self.config.evaluation.sweep.reranker
+        name = "" if reranker is None else f"{stable_hash(reranker.model_dump_json()):016x}"
+        return self.folder / "reranks" / f"{model.name}-{name}.json"
+
     def recorded(self, model: EvaluatedModel) -> dict[str, CandidateList]:
-        """Prompt id -> its responses that are on disk; DataError when the prompt was given in other tokens."""
+        """Prompt id -> its responses that are on disk, without the sampler's log-probabilities, which are half of them.
+
+        DataError when the prompt was given in other tokens.
+        """
         folder = self.samples_of(model)
-        lists = {item.prompt.id: item for item in read_lists(folder)} if list_parts(folder) else {}
+        parts = read_lists(folder) if list_parts(folder) else ()
+        lists = {
+            item.prompt.id: item.replace(candidates=tuple(c.replace(log_probs=()) for c in item.candidates))
+            for item in parts
+        }
         for prompt in self.prompts:
             if prompt.id in lists and lists[prompt.id].prompt_token_ids != model.token_ids[prompt.id]:
                 raise DataError(
@@ -105,6 +118,8 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
     Raises ConfigError or DataError naming what cannot be used.
     """
     check_reward(config.reward)
+    if config.evaluation.sweep.reranker is not None:
+        check_reward(config.evaluation.sweep.reranker)
     heldout = load_prompts(config.prompts).heldout[: config.evaluation.sweep.prompts]
     if not heldout:
         raise ConfigError("prompts.heldout_count = 0: an evaluation needs held-out prompts; hold some out")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.evaluation_inputs import PreparedEvaluation
+from actors.reranking import reranked
 from actors.scoring import comparable, ranked_lists, read_scores
 from larpo.answers import answer_reader
 from larpo.judges import run_alpaca_eval, run_lm_eval
@@ -48,7 +49,8 @@ def summarize_evaluation(evaluation: PreparedEvaluation, answers: Sequence[Model
     """The numbers of results.json: docs/evaluation.md says what each is."""
     config = evaluation.config
     drawn = {"resamples": config.evaluation.bootstrap, "seed": config.run.seed}
-    values = {of_model.name: measures(of_model, config) for of_model in answers}
+    picks = reranked(evaluation)
+    values = {of_model.name: measures(of_model, config, picks.get(of_model.name)) for of_model in answers}
     base, *others = answers
     models = {
         model.name: {
@@ -96,7 +98,7 @@ def _ranking(evaluation: PreparedEvaluation, drawn: dict[str, int]) -> tuple[dic
     if not lists:
         return {}, notes
     rewards = [[float(c.reward or 0.0) for c in item.candidates] for item in lists]
-    scores = {model.name: read_scores(evaluation, model) for model in models}
+    scores = {model.name: read_scores(evaluation.scores_of(model)) for model in models}
     log_pi = {name: [[of[c.id] for c in item.candidates] for item in lists] for name, of in scores.items()}
     beta = evaluation.config.objective.beta
     gamma = {

@@ -16,6 +16,7 @@ from actors.cast import RewardPool
 from actors.engine import EngineOptions
 from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
 from actors.pool import SamplerPool
+from actors.reranking import rerank_all, unreranked
 from actors.sampler import SampleTask
 from actors.scoring import score_all, unscored
 from larpo.config import Config
@@ -30,7 +31,8 @@ Say = Callable[[str], None]
 def is_done(evaluation: PreparedEvaluation) -> bool:
     """Whether every response and every score is on disk."""
     answered = (len(evaluation.recorded(model)) for model in evaluation.models)
-    return all(count == len(evaluation.prompts) for count in answered) and not unscored(evaluation)
+    complete = all(count == len(evaluation.prompts) for count in answered)
+    return complete and not unscored(evaluation) and not unreranked(evaluation)
 
 
 class Evaluator:
@@ -58,6 +60,7 @@ class Evaluator:
             todo = [prompt for prompt in self._evaluation.prompts if prompt.id not in there]
             if todo:
                 await _Answering(self, model, todo).run()
+        self._rewards.stop()
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
         strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self._rewards.fingerprint}
@@ -172,4 +175,5 @@ async def _with_signals(evaluation: PreparedEvaluation, say: Say) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await Evaluator(evaluation, say).answer_all()
+    await rerank_all(evaluation, say)
     await score_all(evaluation, say)

@@ -85,12 +85,16 @@ def needed_resources(config: Config) -> dict[str, float]:
 
 
 def evaluation_resources(config: Config) -> dict[str, float]:
-    """Ray resources of an evaluation's actors at one time: the reward actors, beside all samplers or one scorer."""
-    samplers, reward, scorer = config.samplers, config.reward, config.training.resources_per_worker
-    names = {*samplers.resources, *reward.resources, *scorer}
+    """Ray resources of an evaluation's actors at one time: samplers with reward actors, then a reranker, then a scorer."""
+    samplers, reward, reranker = config.samplers, config.reward, config.evaluation.sweep.reranker
+    phases = [
+        [(samplers.count, samplers.resources), (reward.replicas, reward.resources)],
+        [(reranker.replicas, reranker.resources)] if reranker else [],
+        [(1, config.training.resources_per_worker)],
+    ]
+    names = {name for phase in phases for _, resources in phase for name in resources}
     return {
-        name: reward.replicas * reward.resources.get(name, 0.0)
-        + max(samplers.count * samplers.resources.get(name, 0.0), scorer.get(name, 0.0))
+        name: max(sum(count * resources.get(name, 0.0) for count, resources in phase) for phase in phases)
         for name in sorted(names)
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from actors import placement
@@ -36,10 +37,16 @@ def comparable(evaluation: PreparedEvaluation) -> list[EvaluatedModel]:
     return [model for model in evaluation.models if model.vocabulary == first]
 
 
-def read_scores(evaluation: PreparedEvaluation, model: EvaluatedModel) -> Scores:
-    """The scores of a model that are on disk."""
-    file = evaluation.scores_of(model)
+def read_scores(file: Path) -> Scores:
+    """The scores that are on disk: candidate id -> number."""
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_scores(file: Path, scores: Mapping[str, float]) -> None:
+    """Replace them, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(file.with_suffix(".partial"), json.dumps(scores, allow_nan=False).encode())
+    file.with_suffix(".partial").rename(file)
 
 
 def unscored(evaluation: PreparedEvaluation) -> dict[str, list[CandidateList]]:
@@ -47,7 +54,7 @@ def unscored(evaluation: PreparedEvaluation) -> dict[str, list[CandidateList]]:
     lists = ranked_lists(evaluation)
     todo = {}
     for model in comparable(evaluation):
-        there = read_scores(evaluation, model)
+        there = read_scores(evaluation.scores_of(model))
         todo[model.name] = [item for item in lists if any(c.id not in there for c in item.candidates)]
     return {name: missing for name, missing in todo.items() if missing}
 
@@ -62,7 +69,7 @@ async def score_all(evaluation: PreparedEvaluation, say: Callable[[str], None]) 
 
 
 async def _score(evaluation: PreparedEvaluation, model: EvaluatedModel, lists: list[CandidateList]) -> None:
-    config, scores = evaluation.config, read_scores(evaluation, model)
+    config, scores = evaluation.config, read_scores(evaluation.scores_of(model))
     batch, limits = config.stream.lists_per_part, config.timeouts
     scorer = placement.place_scorer(config, str(model.path))
     try:
@@ -73,7 +80,7 @@ async def _score(evaluation: PreparedEvaluation, model: EvaluatedModel, lists: l
             found = await _answer(model, scorer.score.remote(asked), limits.step_s, "timeouts.step_s")
             for item, values in zip(part, found, strict=True):
                 scores |= {c.id: value for c, value in zip(item.candidates, values, strict=True)}
-            _write(evaluation, model, scores)
+            write_scores(evaluation.scores_of(model), scores)
     finally:
         placement.kill(scorer)
 
@@ -94,10 +101,3 @@ async def _answer(model: EvaluatedModel, reference: Any, limit: float, knob: str
         raise EvaluationError(f"the scorer of {model.name} failed: {error}") from error
     except Exception as error:
         raise EvaluationError(f"the scorer of {model.name} failed: {error}") from error
-
-
-def _write(evaluation: PreparedEvaluation, model: EvaluatedModel, scores: Mapping[str, float]) -> None:
-    file = evaluation.scores_of(model)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(file.with_suffix(".partial"), json.dumps(scores, allow_nan=False).encode())
-    file.with_suffix(".partial").rename(file)

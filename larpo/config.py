@@ -259,6 +259,7 @@ class Sweep(Section):
     cutoffs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 5, 10, 20, 50, 100)  # N; those above n left out
     acceptable: float = 1.0  # reward from which a response counts as correct
     list_size: Annotated[int, Field(ge=0)] = 8  # responses of a list that the models' scores rank; 0: no ranking
+    reranker: Reward | None = None  # another reward model, which picks the best of N; `reward` says what it is worth
 
 
 class Judges(Section):

@@ -105,7 +105,9 @@ def _reward(config: Config) -> list[str]:
             f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
             "retries and backoff_s; raise the one, or lower those"
         ]
-    return _reward_section(config.reward, config.prompts, "reward")
+    reranker = config.evaluation.sweep.reranker
+    problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
+    return _reward_section(config.reward, config.prompts, "reward") + problems
 
 
 def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:

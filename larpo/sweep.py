@@ -60,8 +60,8 @@ def cutoffs_of(sweep: Sweep) -> tuple[int, ...]:
     return tuple(sorted({c for c in sweep.cutoffs if c <= sweep.samples})) or (sweep.samples,)
 
 
-def measures(answers: ModelAnswers, config: Config) -> dict[str, Floats]:
-    """Every measure of one model, a value a prompt, [P]."""
+def measures(answers: ModelAnswers, config: Config, reranked: Mapping[str, float] | None = None) -> dict[str, Floats]:
+    """Every measure of one model, a value a prompt, [P]; `reranked` are another reward model's rewards by candidate."""
     sweep = config.evaluation.sweep
     greedy = rewards_of([answers.greedy_P])[0]
     found = {
@@ -72,6 +72,10 @@ def measures(answers: ModelAnswers, config: Config) -> dict[str, Floats]:
     }
     for temperature, group in answers.sampled_PN.items():
         of_group = _sampled_measures(group, config)
+        if reranked:
+            picked_by = np.array([[reranked[c.id] for c in row] for row in group])
+            correct_PN = rewards_of(group) >= sweep.acceptable
+            of_group |= {f"reranked@{n}": best_of(picked_by, correct_PN, n) for n in cutoffs_of(sweep)}
         found |= {f"T={temperature:g}/{name}": values for name, values in of_group.items()}
     return found
 

@@ -12,6 +12,7 @@ from larpo.sweep_tables import Results, Rows, difference_rows, picking_rows, ran
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 SHOWN_PROMPTS = 5
+_PICKS = (("recall", "best of N", BLUE), ("reranked", "reranked", ORANGE), ("majority", "vote of N", GREEN))
 
 
 def sweep_plots(results: Results, sweep: Sweep) -> dict[str, tuple[str, str, str]]:
@@ -81,7 +82,7 @@ def _picking(results: Results, name: str, sweep: Sweep) -> str:
     cutoffs, t = cutoffs_of(sweep), sweep.temperatures[0]
     greedy = results["models"][name]["measures"]["greedy/correct"][0]
     lines = [Line("greedy", [cutoffs[0], cutoffs[-1]], [greedy] * 2, GREY, dashed=True)]
-    for kind, label, color in (("recall", "best of N", BLUE), ("majority", "vote of N", GREEN)):
+    for kind, label, color in _PICKS:
         points = _series(results, name, t, kind, sweep)
         if points:
             lines.append(Line(label, cutoffs, [mean for mean, _, _ in points], color, _bars(points), marks=True))

@@ -50,7 +50,7 @@ def picking_rows(results: Results, sweep: Sweep) -> Rows:
     """A header, then a row a model, temperature and way to pick one of N samples."""
     cutoffs = cutoffs_of(sweep)
     rows: Rows = [("model", "T", "pick", *(f"N = {n}" for n in cutoffs))]
-    kinds = {"best_reward": "best reward of N", "majority": "majority vote right"}
+    kinds = {"best_reward": "best reward of N", "reranked": "reranked best right", "majority": "majority vote right"}
     for name, model in results["models"].items():
         for t in sweep.temperatures:
             for kind, label in kinds.items():

@@ -13,6 +13,7 @@ from actors import placement
 from actors.evaluation_inputs import begin, chosen, prepare_evaluation
 from actors.evaluation_results import finish
 from actors.evaluator import Evaluator, is_done
+from actors.reranking import rerank_all
 from actors.reward import Described
 from actors.scoring import score_all
 from larpo.config import Config
@@ -29,7 +30,7 @@ class House:
 
     def __init__(self, monkeypatch):
         self.tasks, self.scored, self.killed, self.dies_after = [], [], [], None
-        self.fingerprint, self.joint = "f", False
+        self.fingerprint, self.joint, self.sign = "f", False, 1.0
         monkeypatch.setattr(
             placement, "place_reward", lambda section: self._actor(describe=self._describe, rank=self._rank)
         )
@@ -52,7 +53,7 @@ class House:
         return Described("verifier", "gsm8k", self.fingerprint, self.joint)
 
     async def _rank(self, requests):
-        return [[Reward(len(text) / 10) for text in responses] for _, responses in requests]
+        return [[Reward(self.sign * len(text) / 10) for text in responses] for _, responses in requests]
 
     async def _sample(self, task):
         await asyncio.sleep(0)
@@ -96,7 +97,7 @@ def prepared(tmp_path, tiny_policy):
                 "reward": {"name": "gsm8k"},
                 "samplers": {"max_model_len": 512},
                 "stream": {"lists_per_part": 2},
-                "evaluation": {"bootstrap": 50, "sweep": {"samples": 3, "list_size": 3, **sweep}},
+                "evaluation": {"bootstrap": 50, "sweep": {"samples": 3, "list_size": 3, "cutoffs": [1, 3], **sweep}},
             }
         )
         models = [(name, str(tiny_policy)) for name in names or ("base",)]
@@ -168,6 +169,23 @@ def test_results_are_those_of_the_doubles(house, prepared):
     assert (evaluation.folder / "report.html").stat().st_size > 10_000
 
 
+def test_another_reward_model_reranks(house, prepared):
+    """It prefers short responses, and the recipe's reward the long ones."""
+    reranker = {"kind": "http", "endpoint": {"addresses": ["http://127.0.0.1:1"]}}
+    evaluation = prepared("base", acceptable=0.3, reranker=reranker)
+    answer(evaluation)
+    assert not is_done(evaluation)
+    house.sign = -1.0
+    asyncio.run(rerank_all(evaluation, lambda text: None))
+    asyncio.run(score_all(evaluation, lambda text: None))
+    assert is_done(evaluation)
+    measures = finish(evaluation)["models"]["base"]["measures"]
+    assert measures["T=1/recall@1"] == measures["T=1/reranked@1"] == pytest.approx([2 / 3] * 3)
+    assert measures["T=1/best_reward@3"] == pytest.approx([0.4] * 3)
+    assert measures["T=1/reranked@3"] == pytest.approx([0.0] * 3)  # "xx": 0.2
+    assert not is_done(prepared("base", acceptable=0.3, reranker={**reranker, "timeout_s": 9.0}))
+
+
 def test_another_reward_model_or_other_settings_are_refused(house, prepared):
     answer(prepared("base"))
     with pytest.raises(DataError, match="begun with other values of samples"):
@@ -230,3 +248,15 @@ def test_a_run_brings_its_own_models(tmp_path):
     config, name, models = chosen(None, ["run.seed=3"], tmp_path, ["other=x"])
     assert (config.run.seed, name) == (3, tmp_path.name)
     assert models == [("base", "smollm2-135m-instruct"), ("aligned", str(tmp_path / "model")), ("other", "x")]
+
+
+def test_resources_are_those_of_the_largest_phase():
+    config = Config.model_validate(
+        {
+            "samplers": {"count": 2, "resources": {"GPU": 1, "CPU": 1}},
+            "reward": {"replicas": 2, "resources": {"GPU": 0.5}},
+            "training": {"workers": 8, "resources_per_worker": {"GPU": 4}},
+            "evaluation": {"sweep": {"reranker": {"resources": {"GPU": 1, "CPU": 3}}}},
+        }
+    )
+    assert placement.evaluation_resources(config) == {"CPU": 3.0, "GPU": 4.0}
