@@ -85,7 +85,7 @@ def needed_resources(config: Config) -> dict[str, float]:
 
 
 def evaluation_resources(config: Config) -> dict[str, float]:
-    """Ray resources of an evaluation's actors at one time: samplers with reward actors, then a reranker, then a scorer."""
+    """Ray resources that an evaluation needs at one time: samplers and reward, then the reranker, then a scorer."""
     samplers, reward, reranker = config.samplers, config.reward, config.evaluation.sweep.reranker
     phases = [
         [(samplers.count, samplers.resources), (reward.replicas, reward.resources)],
