@@ -39,35 +39,34 @@ class Evaluator:
     """Answers every prompt with every model; `say` hears what goes on."""
 
     def __init__(self, evaluation: PreparedEvaluation, say: Say) -> None:
-        self._evaluation, self._config, self._say = evaluation, evaluation.config, say
-        self._rewards = RewardPool(self._config, self._failed)
-        self.failed_rewards = 0
+        self.evaluation, self.config, self.say = evaluation, evaluation.config, say
+        self.rewards = RewardPool(self.config, self.failed)
 
-    def _failed(self, name: str, reason: str) -> None:
-        self._say(f"{name} ended and is replaced: {reason}")
+    def failed(self, name: str, reason: str) -> None:
+        self.say(f"{name} ended and is replaced: {reason}")
 
     async def answer_all(self) -> None:
         """Until every model has answered every prompt."""
-        await self._rewards.start()
-        if self._rewards.joint and len(self._evaluation.models) > 1:
+        await self.rewards.start()
+        if self.rewards.joint and len(self.evaluation.models) > 1:
             raise ConfigError(
-                f"reward.kind = {self._config.reward.kind!r}: ranks the responses to a prompt together, so that its"
+                f"reward.kind = {self.config.reward.kind!r}: ranks the responses to a prompt together, so that its"
                 " rewards do not compare models; evaluate one model at a time, or choose another reward"
             )
-        for model in self._evaluation.models:
-            there = self._evaluation.recorded(model)
+        for model in self.evaluation.models:
+            there = self.evaluation.recorded(model)
             self._check_reward(model, there.values())
-            todo = [prompt for prompt in self._evaluation.prompts if prompt.id not in there]
+            todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
             if todo:
                 await _Answering(self, model, todo).run()
-        self._rewards.stop()
+        self.rewards.stop()
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
-        strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self._rewards.fingerprint}
+        strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self.rewards.fingerprint}
         if strange:
             raise DataError(
-                f"{self._evaluation.samples_of(model)} has rewards of another reward model ({strange.pop()}, now"
-                f" {self._rewards.fingerprint}); give another --out folder"
+                f"{self.evaluation.samples_of(model)} has rewards of another reward model ({strange.pop()}, now"
+                f" {self.rewards.fingerprint}); give another --out folder"
             )
 
 
@@ -76,14 +75,14 @@ class _Answering:
 
     def __init__(self, evaluator: Evaluator, model: EvaluatedModel, todo: Sequence[Prompt]) -> None:
         self._owner, self._model, self._todo = evaluator, model, todo
-        self._config = evaluator._config
-        self._folder = evaluator._evaluation.samples_of(model)
+        self._config = evaluator.config
+        self._folder = evaluator.evaluation.samples_of(model)
         self._ready: list[CandidateList] = []
-        self._written = 0
-        self._pool = _sampler_pool(self._config, model, evaluator._failed)
+        self._written = self._failed_rewards = 0
+        self._pool = _sampler_pool(self._config, model, evaluator.failed)
 
     async def run(self) -> None:
-        self._owner._say(f"{self._model.name}: starting; {len(self._todo)} prompts to answer")
+        self._owner.say(f"{self._model.name}: starting; {len(self._todo)} prompts to answer")
         ticker = asyncio.create_task(self._tell())
         try:
             await self._pool.start()
@@ -96,7 +95,9 @@ class _Answering:
             ticker.cancel()
             self._write()
             await self._pool.stop()
-        self._owner._say(f"{self._model.name}: all prompts answered")
+        self._owner.say(f"{self._model.name}: all prompts answered")
+        if self._failed_rewards:
+            self._owner.say(f"{self._failed_rewards} responses could not be rewarded and got reward.failed_reward")
 
     async def _answer(self, prompt: Prompt) -> None:
         sweep, groups = self._config.evaluation.sweep, []
@@ -105,9 +106,9 @@ class _Answering:
             groups.append((*greedy, (temperature, sweep.samples)))
         sampled = await asyncio.gather(*(self._pool.sample(self._task(prompt, n, c)) for n, c in enumerate(groups)))
         candidates = [candidate for group in sampled for candidate in group]
-        (rewards,) = await self._owner._rewards.rank([(prompt, [candidate.text for candidate in candidates])])
-        self._owner.failed_rewards += sum(bool(reward.failure) for reward in rewards)
-        fingerprint = self._owner._rewards.fingerprint
+        (rewards,) = await self._owner.rewards.rank([(prompt, [candidate.text for candidate in candidates])])
+        self._failed_rewards += sum(bool(reward.failure) for reward in rewards)
+        fingerprint = self._owner.rewards.fingerprint
         ranked = tuple(
             candidate.replace(reward=reward.value, reward_fingerprint=fingerprint)
             for candidate, reward in zip(candidates, rewards, strict=True)
@@ -140,7 +141,7 @@ class _Answering:
         while True:
             await asyncio.sleep(self._config.telemetry.plain_every_s)
             done, seconds = self._written + len(self._ready), time.monotonic() - started
-            self._owner._say(f"{self._model.name}: {done}/{len(self._todo)} prompts answered after {seconds:.0f} s")
+            self._owner.say(f"{self._model.name}: {done}/{len(self._todo)} prompts answered after {seconds:.0f} s")
 
 
 def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[str, str], None]) -> SamplerPool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.preparation import PreparedRun, cache_folder
+from actors.preparation import PreparedRun, cache_folder, lora_size
 from larpo.chat import end_of_turn, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
@@ -63,6 +63,7 @@ def prepare_offline(config: Config, folder: Path, *, resumed: bool) -> OfflineRu
         notes=(*sets.notes, *policy.notes, *notes),
         too_long=too_long,
         has_chat_template=tokenizer.chat_template is not None,
+        adapter_size=lora_size(config, policy),
         given=train,
         given_heldout=heldout,
     )

@@ -23,6 +23,7 @@ class Estimates:
     """Bytes, by rule of thumb: what a person needs to know whether a machine will do."""
 
     parameters: int
+    trained: int  # all of them, or those of LoRA's adapters
     sampler: float  # one engine: weights, KV cache, runtime
     trainer: float  # one rank at its peak, while it saves: weights, reference, gradients, optimizer and copies
     checkpoint: float
@@ -35,15 +36,19 @@ def estimate(run: PreparedRun) -> Estimates:
     parameters = _parameters(Path(run.policy.path), config)
     size = 2 if config.policy.dtype == "bfloat16" else 4
     shared = {stage: training.workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    trained = run.adapter_size or parameters
     weights = parameters * size
-    state = parameters * BYTES_AN_ADAMW_PARAMETER
+    reference = trained * size  # a second model; with LoRA, a second adapter at most
+    models = weights + reference + run.adapter_size * size
+    state = trained * BYTES_AN_ADAMW_PARAMETER
     logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
-    gradients = parameters * 4 / shared[2]
-    trainer = 2 * weights / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
-    checkpoint = weights + state
+    gradients = trained * 4 / shared[2]
+    trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
+    checkpoint = trained * size + state
     kept = config.checkpoints.keep + 1
     return Estimates(
         parameters=parameters,
+        trained=trained,
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
@@ -82,6 +87,7 @@ def describe(run: PreparedRun) -> str:
     lines = [
         *_head(config, run.name),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        *_lora(run, numbers),
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
         f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}, about"
@@ -98,6 +104,15 @@ def describe(run: PreparedRun) -> str:
     return "\n".join(lines)
 
 
+def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:
+    lora = run.config.policy.lora
+    layers, share = ", ".join(lora.target_modules), numbers.trained / numbers.parameters
+    line = (
+        f"  LoRA          rank {lora.rank} on {layers}: {numbers.trained / 1e6:.2f}M trained parameters ({share:.1%})"
+    )
+    return [line] if run.adapter_size else []
+
+
 def describe_offline(run: OfflineRun) -> str:
     """The resolved configuration and the plan of a run on a dataset as text."""
     config, training, numbers = run.config, run.config.training, estimate(run)
@@ -107,6 +122,7 @@ def describe_offline(run: OfflineRun) -> str:
     lines = [
         *_head(config, run.name),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        *_lora(run, numbers),
         f"  lists         {len(run.given)} training with {answers} answers, {tokens} tokens in packed rows;"
         f" {len(run.given_heldout)} held out",
         *(f"                {note}" for note in run.notes),

@@ -14,7 +14,7 @@ from pathlib import Path
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
-from larpo.policy import PreparedPolicy, open_policy, prepare_policy
+from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
@@ -41,6 +41,7 @@ class PreparedRun:
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
     has_chat_template: bool  # the policy's own; else the plain one is used
+    adapter_size: int  # parameters of LoRA's adapters; 0 without LoRA
     shares: Path | None = None  # a run whose first lists and base evaluation this new one takes over
 
     def drawn(self, iteration: int) -> list[Prompt]:
@@ -123,6 +124,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
+    adapter_size = lora_size(config, policy)
     _check_reach(config, getattr(shape, "max_position_embeddings", None))
     token_ids = {
         prompt.id: encode_prompt(
@@ -158,7 +160,17 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
         notes=tuple(notes),
         too_long=too_long,
         has_chat_template=tokenizer.chat_template is not None,
+        adapter_size=adapter_size,
     )
+
+
+def lora_size(config: Config, policy: PreparedPolicy) -> int:
+    """Parameters that LoRA trains; ConfigError for layers that the policy has not, or a rank that they cannot have."""
+    if not config.policy.lora.rank:
+        return 0
+    from larpo.lora import adapter_size
+
+    return adapter_size(empty_policy(policy.path, config.policy.trust_remote_code), config.policy.lora)
 
 
 def _check_reach(config: Config, positions: int | None) -> None:

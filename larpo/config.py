@@ -51,12 +51,22 @@ class Run(Section):
     seed: Seed = 0  # seeds prompt order, ties, later epochs and the trainer
 
 
+class Lora(Section):
+    """Adapters beside the linear layers of a frozen model (Hu et al. 2021); they want a higher learning rate."""
+
+    rank: Annotated[int, Field(ge=0)] = 0  # of the adapters; 0: none, and every weight is trained
+    alpha: Positive = 16  # what an adapter adds is scaled by alpha / rank
+    dropout: Decay = 0.0  # share of an adapter's inputs that a training pass leaves out
+    target_modules: tuple[str, ...] = ("all-linear",)  # layers with an adapter by name, such as [q_proj, v_proj]
+
+
 class Policy(Section):
     model: str = "smollm2-135m-instruct"  # bundled name, Hugging Face hub id or local folder
     revision: str | None = None  # hub revision
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # weights in samplers, and compute type of the trainer
     trust_remote_code: bool = False  # run Python code that the model folder carries
     require_chat_template: bool = True  # refuse a tokenizer without one; off: a plain "role: text" template
+    lora: Lora = Lora()
 
 
 class Columns(Section):

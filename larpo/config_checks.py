@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Prompts, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
@@ -21,7 +21,7 @@ def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
-    checks = (_run, *(sampled if config.preferences.source is None else given))
+    checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -51,6 +51,29 @@ def _run(config: Config) -> list[str]:
         f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
     ]
+
+
+def _lora(config: Config) -> list[str]:
+    return lora_problems(config.policy.lora)
+
+
+def lora_problems(lora: Lora) -> list[str]:
+    """What can be said of the section `policy.lora` before the model is known."""
+    if not lora.rank:
+        given = [name for name, value in lora if value != getattr(Lora(), name)]
+        if not given:
+            return []
+        return [
+            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
+        ]
+    if not lora.target_modules:
+        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+    if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
+        return [
+            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            "others out, or all-linear"
+        ]
+    return []
 
 
 def _prompts(config: Config) -> list[str]:
