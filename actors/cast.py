@@ -16,6 +16,7 @@ from actors.preparation import PreparedRun
 from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
+from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
 from larpo.rewards import Request, Reward
 
@@ -25,8 +26,8 @@ REWARD_ATTEMPTS = 3
 class RewardPool:
     """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again."""
 
-    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
-        self._section, self._limit = run.config.reward, run.config.timeouts.reward_s
+    def __init__(self, config: Config, on_failure: Callable[[str, str], None]) -> None:
+        self._section, self._limit = config.reward, config.timeouts.reward_s
         self._on_failure = on_failure
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
@@ -78,6 +79,11 @@ class RewardPool:
             finally:
                 self._free.put_nowait(number)
         raise RewardError(f"{len(requests)} lists could not be ranked in {REWARD_ATTEMPTS} attempts: {causes}")
+
+    def stop(self) -> None:
+        """End the actors, and free what they hold."""
+        for actor in self.actors:
+            placement.kill(actor)
 
     async def _replace(self, number: int, reason: str) -> None:
         """A new actor in the place of one that failed; RewardError when it is of another mind."""
@@ -158,7 +164,7 @@ class Cast(TrainingCast):
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)
-        self.rewards = RewardPool(run, on_failure)
+        self.rewards = RewardPool(run.config, on_failure)
         options = EngineOptions.of(run.config, str(run.policy.path))
         self.samplers = SamplerPool(
             lambda name: placement.place_sampler(run.config, options, self.store),

@@ -44,7 +44,7 @@ def make_pool(monkeypatch):
         monkeypatch.setattr(placement, "kill", lambda actor: setattr(actor, "killed", True))
         config = Config.model_validate({"reward": {"replicas": replicas}, "timeouts": {"reward_s": limit}})
         failures = []
-        pool = RewardPool(SimpleNamespace(config=config), lambda name, reason: failures.append((name, reason)))
+        pool = RewardPool(config, lambda name, reason: failures.append((name, reason)))
         return pool, failures
 
     return make
