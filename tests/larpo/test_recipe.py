@@ -133,6 +133,54 @@ def test_a_grid_of_another_shape_is_refused(recipe_file, grid):
     assert "grid must be {axis: {label:" in refusal(recipe=recipe_file(f"extends: quickstart\ngrid: {grid}\n") + ":a")
 
 
+# --- Answers of a dataset
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["training.iterations=2"], "training.iterations = 2: a run on a dataset has one iteration"),
+        (["objective.reference=iteration"], "objective.reference = 'iteration': a run on a dataset"),
+        (["lists.negatives=random"], "lists.negatives = 'random': a dataset brings its own losers"),
+        (["preferences.tasks={}"], "preferences.tasks = {}: reasoning_gym needs one task or more"),
+        (["preferences.train_count="], "preferences.train_count is not given"),
+        (["preferences.columns.prompt=q"], "preferences.columns has {'prompt': 'q'}: reasoning_gym takes none"),
+        (["preferences.source=x.jsonl"], "only preferences.source = reasoning_gym takes tasks"),
+        (["objective.name=pairwise"], "keeps 4 responses a list"),
+        (["training.lists_per_step=1", "training.workers=2"], "must be at least training.workers = 2"),
+    ],
+)
+def test_a_recipe_that_cannot_train_on_a_dataset_is_refused(overrides, says):
+    assert says in refusal(*overrides, recipe="offline-arithmetic")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("{prompt: q}", "set exactly one of chosen and rejected; responses; response; messages alone"),
+        ("{prompt: q, chosen: a}", "names chosen alone: chosen and rejected come together"),
+        ("{prompt: q, response: a, responses: b}", "names prompt, responses, response: set exactly one of"),
+        ("{response: a}", "names response without its prompt"),
+        ("{prompt: q, messages: m, response: a}", "names prompt and messages: name one"),
+        ("{prompt: q, response: a, rewards: r}", "preferences.columns.rewards: goes with responses"),
+        ("{prompt: q, responses: a, margin: m}", "preferences.columns.margin: goes with chosen"),
+    ],
+)
+def test_columns_that_make_no_answer_are_refused(columns, says):
+    file = ["preferences.source=x.jsonl", "preferences.tasks={}"]
+    assert says in refusal(*file, f"preferences.columns={columns}", recipe="offline-arithmetic")
+
+
+def test_a_pair_of_a_dataset_needs_no_selection():
+    file = ["preferences.source=x.jsonl", "preferences.tasks={}", "objective.name=pairwise"]
+    load_config("offline-arithmetic", [*file, "preferences.columns={chosen: a, rejected: b}"])
+
+
+def test_fine_tuning_is_for_given_answers():
+    assert "objective.name = 'sft': trains on given answers" in refusal("objective.name=sft")
+    assert load_config("sft-arithmetic").objective.name == "sft"
+
+
 # --- Numbers
 
 
@@ -350,7 +398,7 @@ def test_check_config_takes_a_config_of_python():
         check_config(Config())
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"sft"}))
 def test_every_objective_can_be_named_in_a_recipe(name):
     selection = "best_vs_worst" if OBJECTIVES[name].uses == "pair" else "all"
     options = [f"objective.options.{option}=0.5" for option in OBJECTIVES[name].options]
