@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
+from larpo.lora import adapter_files, adapter_parameters, base_weights
+from larpo.policy import base_id
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -40,3 +45,22 @@ def gathered(parameters: list, config: Config, modifier_rank: int | None = None)
 def full_numel(parameter: Any) -> int:
     """Elements of a parameter that may lie in pieces."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def put_policy(model: Any, config: Config, target: PublishedFolder | None) -> None:
+    """The model's weights, gathered bucket by bucket, into the rank's `target`, if it has one; all ranks call it.
+
+    Adapters are merged in, and lie beside the buckets as peft's own files.
+    """
+    weights, dtype = base_weights(model), getattr(torch, config.policy.dtype)
+    sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
+    for names in split_into_buckets(sizes, config.weights.bucket_mib * 2**20):
+        with gathered([part for name in names for part in weights[name].parts], config):
+            if target is not None:
+                target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
+    if not config.policy.lora.rank:
+        return
+    with gathered(list(adapter_parameters(model).values()), config):
+        if target is not None:
+            for name, data in adapter_files(model, base_id(config.policy.model)).items():
+                target.put_beside(name, data)

@@ -228,10 +228,8 @@ def model_card(
     is_id = model.count("/") <= 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
     front = ["---", *([f"base_model: {model}"] if is_id else []), f"library_name: {library}"]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    return (
-        "\n".join([*front, "", *_story(config, model, name, notes, adapter_only), *_numbers(results), *_CITATION])
-        + "\n"
-    )
+    story = _story(config, model, name, notes, adapter_only)
+    return "\n".join([*front, "", *story, *_numbers(results), *_CITATION]) + "\n"
 
 
 def base_id(model: str) -> str:
@@ -249,7 +247,7 @@ _LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.
 
 def _lora_row(lora: Lora) -> list[str]:
     on = ", ".join(lora.target_modules)
-    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {on} |"
+    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, on {on} |"
     return [row] if lora.rank else []
 
 
