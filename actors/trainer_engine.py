@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.checkpoints import unwritten
 from actors.reference import AdapterReference, Reference, WholeReference
-from actors.sharding import deepspeed_config, put_policy
+from actors.sharding import deepspeed_config, put_weights
 from actors.weights import PublishedFolder
 from actors.work import StepWork
 from larpo.attention import attention_implementation
@@ -36,7 +36,7 @@ from larpo.log_probs import PackedLogProbs, check_packed
 from larpo.lora import add_kept_adapter, drop_frozen_from_state, with_lora
 from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
-from larpo.policy import load_policy
+from larpo.policy import base_id, load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
 from larpo.types import CandidateList, stable_hash
 
@@ -268,7 +268,14 @@ class TrainerEngine:
     def write_policy(self, folder: Path, version: int) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
         target = PublishedFolder(folder, version) if self._rank == 0 else None
-        put_policy(self.model, self._config, target)
+        put_weights(
+            self.model,
+            target,
+            stage=self._config.training.zero_stage,
+            dtype=self._config.policy.dtype,
+            bucket_mib=self._config.weights.bucket_mib,
+            base=base_id(self._config.policy.model),
+        )
         if target is not None:
             target.close()
         self.barrier()
