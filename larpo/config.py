@@ -20,7 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
-RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -103,6 +103,20 @@ class Classifier(Section):
     trust_remote_code: bool = False  # run Python code that the model folder carries
 
 
+class Ranker(Section):
+    """A model that compares two responses (`kind: pairwise`): PairRM, or a classifier of one output."""
+
+    model: str | None = None  # Hugging Face hub id or local folder, such as llm-blender/PairRM-hf
+    revision: str | None = None  # hub revision
+    template: str = "{prompt}\n\nA: {first}\n\nB: {second}"  # what a classifier reads (PairRM has its own form)
+    comparisons: Annotated[int, Field(ge=2)] | None = None  # others that each response meets; all when not given
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
+    batch_tokens: Positive = 16384  # tokens of one batch, padding included
+    max_tokens: Annotated[int, Field(ge=16)] = 2048  # of a comparison; longer prompts and responses are cut to fit
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
 class Endpoint(Section):
     """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
 
@@ -121,6 +135,7 @@ class Reward(Section):
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
     classifier: Classifier = Classifier()
+    ranker: Ranker = Ranker()
     endpoint: Endpoint = Endpoint()
     parts: tuple[Reward, ...] = ()  # weighted: the rewards that are added up, each a section like this one
     weight: float = 1.0  # of a part
@@ -133,6 +148,7 @@ class Reward(Section):
             "verifier": self.name,
             "callable": self.name,
             "sequence_classification": str(self.classifier.model),
+            "pairwise": str(self.ranker.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
         }[self.kind]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Prompts, Reward, Selection, nearest
+from larpo.config import Config, Prompts, Ranker, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.prompt_sets import BUNDLED_SETS
@@ -127,6 +127,8 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         if reward.classifier.model is not None:
             return []
         return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    if reward.kind == "pairwise":
+        return _ranker(reward.ranker, prompts, where)
     problems = [
         f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
         "password (a token goes into LARPO_REWARD_TOKEN)"
@@ -135,6 +137,22 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     ]
     if not reward.endpoint.addresses:
         problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
+    return problems
+
+
+def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:
+    problems = []
+    if ranker.model is None:
+        problems.append(f"{where}.ranker.model is not given: pairwise needs a hub id or a folder; set it")
+    lacking = [place for place in ("{prompt}", "{first}", "{second}") if place not in ranker.template]
+    if lacking:
+        problems.append(f"{where}.ranker.template = {ranker.template!r}: lacks {', '.join(lacking)}; add them")
+    if where == "reward" and prompts.heldout_count:
+        problems.append(
+            f"prompts.heldout_count = {prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every list, "
+            "so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
+            "evaluation.each_iteration=false, and compare the models afterwards"
+        )
     return problems
 
 

@@ -64,6 +64,10 @@ def make_reward_model(section: RewardSection, makers: Mapping[str, Maker] | None
         from larpo.classifier_reward import ClassifierReward
 
         return ClassifierReward(section.classifier, failed_reward=section.failed_reward)
+    if section.kind == "pairwise":
+        from larpo.pairwise_reward import PairwiseReward
+
+        return PairwiseReward(section.ranker, failed_reward=section.failed_reward)
     if section.kind == "weighted":
         from larpo.weighted_reward import WeightedReward
 
@@ -101,6 +105,10 @@ def check_reward(section: RewardSection) -> None:
         from larpo.classifier_reward import classifier_folder
 
         classifier_folder(section.classifier)
+    if section.kind == "pairwise":
+        from larpo.pairwise_reward import ranker_folder
+
+        ranker_folder(section.ranker)
     for part in section.parts:
         check_reward(part)
 
