@@ -50,7 +50,8 @@ async def evaluate(cast: Cast, progress: Progress, iteration: int) -> HeldoutRes
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".partial").write_text(result.to_json())
     file.with_suffix(".partial").rename(file)
-    progress.log("evaluation", summary(result), label=result.label, iteration=iteration)
+    hits = {"reward/cache_hits": float(cast.rewards.take_hits())}
+    progress.log("evaluation", {**summary(result), **hits}, label=result.label, iteration=iteration)
     return result
 
 

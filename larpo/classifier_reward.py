@@ -10,7 +10,7 @@ import torch
 
 from larpo.attention import plain_attention
 from larpo.chat import plain_text
-from larpo.config import Classifier
+from larpo.config import Classifier, Pooling
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
@@ -53,7 +53,7 @@ class ClassifierReward:
 
     def score_lists(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """All conversations of all lists, in batches of similar length."""
-        encoded = [self._encode(prompt, text) for prompt, texts in requests for text in texts]
+        encoded = [conversation_row(self._tokenizer, prompt, text) for prompt, texts in requests for text in texts]
         limit = self._section.max_tokens
         rewards = {
             number: Reward(self._failed, f"{len(ids)} tokens, over the limit of {limit} (reward.classifier.max_tokens)")
@@ -70,22 +70,23 @@ class ClassifierReward:
     def close(self) -> None:
         del self._model
 
-    def _encode(self, prompt: Prompt, response: str) -> Row:
-        """Token ids of a conversation, and their token types (all 0 where the model knows none)."""
-        if self._tokenizer.chat_template is None:
-            pair = self._tokenizer(plain_text(prompt.messages), response)
-            ids = list(pair["input_ids"])
-            return ids, list(pair.get("token_type_ids", [0] * len(ids)))
-        turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        turns.append({"role": "assistant", "content": response})
-        ids = list(self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-        return ids, [0] * len(ids)
-
     def _scores(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Padding stands on the right: a decoder's head reads the last token that is none."""
         if "token_type_ids" not in self._tokenizer.model_input_names:
             inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
         return self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits[:, 0]
+
+
+def conversation_row(tokenizer: Any, prompt: Prompt, response: str) -> Row:
+    """Token ids of a conversation by the model's chat template; without one, a pair of texts with its token types."""
+    if tokenizer.chat_template is None:
+        pair = tokenizer(plain_text(prompt.messages), response)
+        ids = list(pair["input_ids"])
+        return ids, list(pair.get("token_type_ids", [0] * len(ids)))
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    turns.append({"role": "assistant", "content": response})
+    ids = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    return ids, [0] * len(ids)
 
 
 def classifier_folder(section: Classifier) -> Path:
@@ -95,17 +96,33 @@ def classifier_folder(section: Classifier) -> Path:
         DataError: it cannot be had, has no such head, or no tokenizer.
         ConfigError: it needs code that is not trusted.
     """
+    return _checked("reward.classifier", section)[0]
+
+
+def pooling_folder(section: Pooling) -> Path:
+    """The same for a model that vLLM serves; ConfigError too for one that tells prompt from response by token types."""
+    folder, tokenizer = _checked("reward.pooling", section)
+    if tokenizer.chat_template is None and "token_type_ids" in tokenizer.model_input_names:
+        raise ConfigError(
+            f"reward.pooling.model = {section.model!r}: it has token types and no chat template, and vLLM is given "
+            "token ids alone; set reward.kind=sequence_classification, with the model as reward.classifier.model"
+        )
+    return folder
+
+
+def _checked(where: str, section: Classifier | Pooling) -> tuple[Path, Any]:
+    """Folder and tokenizer of a sequence classifier of one output."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = find_model("reward.classifier", str(section.model), section.revision, own_code=section.trust_remote_code)
+    folder = find_model(where, str(section.model), section.revision, own_code=section.trust_remote_code)
     shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **shared)
-        AutoTokenizer.from_pretrained(folder, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
     except (OSError, ValueError) as error:
-        raise DataError(f"reward.classifier.model = {section.model!r}: {folder} cannot be read: {error}") from error
-    check_scalar_head("reward.classifier", str(section.model), folder, config, section.trust_remote_code)
-    return folder
+        raise DataError(f"{where}.model = {section.model!r}: {folder} cannot be read: {error}") from error
+    check_scalar_head(where, str(section.model), folder, config, section.trust_remote_code)
+    return folder, tokenizer
 
 
 def check_scalar_head(where: str, model: str, folder: Path, config: Any, own_code: bool) -> None:

@@ -102,7 +102,19 @@ def _reward(config: Config) -> list[str]:
             f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
             "retries and backoff_s; raise the one, or lower those"
         ]
-    return _reward_section(config.reward, config.prompts, "reward")
+    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward)]
+
+
+def _reward_gpus(reward: Reward) -> list[str]:
+    """The GPUs of the reward actor, which all engines within it share."""
+    gpus = reward.resources.get("GPU", 0)
+    spans = [section.pooling.tensor_parallel_size for section in reward.sections() if section.kind == "vllm"]
+    if max(spans, default=1) == 1 or gpus >= max(spans):
+        return []
+    return [
+        f"reward.pooling.tensor_parallel_size = {max(spans)}: must be at most the GPUs of a reward actor, and "
+        f"reward.resources asks for {gpus:g}; set reward.resources={{GPU: {max(spans)}}}"
+    ]
 
 
 def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
@@ -127,6 +139,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         if reward.classifier.model is not None:
             return []
         return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    if reward.kind == "vllm":
+        if reward.pooling.model is not None:
+            return []
+        return [f"{where}.pooling.model is not given: vllm needs a hub id or a folder; set it"]
     if reward.kind == "pairwise":
         return _ranker(reward.ranker, prompts, where)
     problems = [

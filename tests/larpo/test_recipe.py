@@ -285,6 +285,15 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
         ([*RANKED, "reward.ranker.template='{prompt} {first}'", *NO_HELDOUT], "lacks {second}; add them"),
         ([*RANKED, "reward.ranker.comparisons=1", *NO_HELDOUT], "reward.ranker.comparisons"),
         (RANKED, "a pairwise ranker's rewards have mean 0 in every list"),
+        (["reward.kind=vllm"], "reward.pooling.model is not given"),
+        (
+            [
+                "reward.kind=vllm",
+                "reward.pooling={model: some/model, tensor_parallel_size: 2}",
+                "reward.resources.GPU=1",
+            ],
+            "reward.resources asks for 1; set reward.resources={GPU: 2}",
+        ),
         (["reward.kind=weighted"], "reward.parts = []: weighted needs one part or more"),
         (["reward.kind=weighted", "reward.parts=[{kind: http}]"], "reward.parts[0].endpoint.addresses = []"),
         (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
@@ -305,6 +314,8 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     assert load_config("quickstart", ["reward.kind=callable", "reward.name=my.ranks:of"]).reward.source == "my.ranks:of"
     assert load_config("quickstart", [*RANKED, *NO_HELDOUT]).reward.source == "some/ranker"
     load_config("quickstart", ["reward.kind=weighted", "reward.parts=[{kind: pairwise, ranker: {model: some/ranker}}]"])
+    served = load_config("quickstart", ["reward.kind=vllm", "reward.pooling.model=some/model"])
+    assert served.reward.source == "some/model"
     served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
     assert served.reward.source == "http://127.0.0.1:8100"
     parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"
