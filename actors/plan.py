@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
+from larpo.comparisons import passes
 from larpo.config import Config
 from larpo.recipe import config_to_yaml
 
@@ -89,7 +90,7 @@ def describe(run: PreparedRun) -> str:
         f" {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
         "  others        list stream, weight store (no CPU reserved)",
         f"  cluster       {needs} in all",
         f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
@@ -101,6 +102,13 @@ def describe(run: PreparedRun) -> str:
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def _passes(config: Config) -> str:
+    """What a pairwise ranker costs, empty for other rewards."""
+    rankers = [section.ranker for section in config.reward.sections() if section.kind == "pairwise"]
+    counts = [passes(config.sampling.k, ranker.comparisons) for ranker in rankers]
+    return f", {sum(counts)} passes of the ranker a list of {config.sampling.k}" if counts else ""
 
 
 def _asks(resources: dict[str, float]) -> str:

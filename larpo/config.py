@@ -275,7 +275,7 @@ class Telemetry(Section):
 
 
 class Timeouts(Section):
-    engine_start_s: Seconds = 600.0  # a sampler's engine
+    engine_start_s: Seconds = 600.0  # a sampler's engine, and a vllm reward's
     trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
     weights_s: Seconds = 300.0  # publish, pull and update of one weight version
     reward_s: Seconds = 300.0  # ranking one list
