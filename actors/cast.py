@@ -151,37 +151,18 @@ class RewardPool:
             )
 
 
-class Cast:
-    """Store, stream, samplers, reward model and trainer of one run."""
+class TrainingCast:
+    """Store, stream and trainer of one run: all that training on given lists needs."""
+
+    samplers: SamplerPool | None = None
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
         self.store = placement.place_store()
         self.stream = placement.place_stream(run.config, str(run.lists))
-        self.rewards = RewardPool(run, on_failure)
-        options = EngineOptions.of(run.config, str(run.policy.path))
-        self.samplers = SamplerPool(
-            lambda name: placement.place_sampler(run.config, options, self.store),
-            placement.kill,
-            run.config.samplers,
-            run.config.timeouts,
-            prompts_per_sampler=-(-run.config.samplers.max_num_seqs // run.config.sampling.k) + 1,
-            on_failure=on_failure,
-        )
         self.trainer: asyncio.Task[None] | None = None
 
-    async def start(self, iteration: int, *, initial: bool = False) -> None:
-        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model.
-
-        `initial`: the samplers begin with the initial policy all the same, until `update_samplers`.
-        """
-        version = 0
-        if iteration > 0:
-            from actors.trainer import policy_folder
-
-            folder = policy_folder(self.run.folder, iteration)
-            version = published_version(folder)
-            await self.call(self.store.publish_folder, version, str(folder))
+    def start_trainer(self) -> None:
         spec = TrainSpec(
             config=self.run.config,
             policy_path=str(self.run.policy.path),
@@ -191,11 +172,6 @@ class Cast:
             store=self.store,
         )
         self.trainer = asyncio.create_task(placement.train(spec))
-        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
-
-    async def update_samplers(self) -> None:
-        """The newest published weights become the behaviour policy."""
-        await self.samplers.update(await self.call(self.store.newest))
 
     async def call(self, method: Any, *arguments: Any, limit_s: float | None = None) -> Any:
         """Call a method of the store or the stream; PhaseTimeout when it does not answer in time."""
@@ -211,13 +187,55 @@ class Cast:
             pass
 
     async def stop(self, reason: str) -> None:
-        """End what still runs: the trainer hears why, engines are shut down."""
+        """End what still runs: the trainer hears why."""
         try:
             await asyncio.wait_for(_await(self.stream.fail.remote(reason)), 10)
             if self.trainer is not None:
                 await asyncio.wait({self.trainer}, timeout=20)
         except Exception as error:  # the run ends for another cause, which is the one that is raised
             self._on_failure("shutdown", str(error) or type(error).__name__)
+
+
+class Cast(TrainingCast):
+    """The same with samplers and a reward model."""
+
+    samplers: SamplerPool
+
+    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
+        super().__init__(run, on_failure)
+        self.rewards = RewardPool(run, on_failure)
+        options = EngineOptions.of(run.config, str(run.policy.path))
+        self.samplers = SamplerPool(
+            lambda name: placement.place_sampler(run.config, options, self.store),
+            placement.kill,
+            run.config.samplers,
+            run.config.timeouts,
+            prompts_per_sampler=-(-run.config.samplers.max_num_seqs // run.config.sampling.k) + 1,
+            on_failure=on_failure,
+        )
+
+    async def start(self, iteration: int, *, initial: bool = False) -> None:
+        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model.
+
+        `initial`: the samplers begin with the initial policy all the same, until `update_samplers`.
+        """
+        version = 0
+        if iteration > 0:
+            from actors.trainer import policy_folder
+
+            folder = policy_folder(self.run.folder, iteration)
+            version = published_version(folder)
+            await self.call(self.store.publish_folder, version, str(folder))
+        self.start_trainer()
+        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
+
+    async def update_samplers(self) -> None:
+        """The newest published weights become the behaviour policy."""
+        await self.samplers.update(await self.call(self.store.newest))
+
+    async def stop(self, reason: str) -> None:
+        """End what still runs: the trainer hears why, engines are shut down."""
+        await super().stop(reason)
         await asyncio.gather(self.samplers.stop(), self.rewards.stop())
 
 

@@ -51,12 +51,22 @@ class Run(Section):
     seed: Seed = 0  # seeds prompt order, ties, later epochs and the trainer
 
 
+class Lora(Section):
+    """Adapters beside the linear layers of a frozen model (Hu et al. 2021); they want a higher learning rate."""
+
+    rank: Annotated[int, Field(ge=0)] = 0  # of the adapters; 0: none, and every weight is trained
+    alpha: Positive = 16  # what an adapter adds is scaled by alpha / rank
+    dropout: Decay = 0.0  # share of an adapter's inputs that a training pass leaves out
+    target_modules: tuple[str, ...] = ("all-linear",)  # layers with an adapter by name, such as [q_proj, v_proj]
+
+
 class Policy(Section):
     model: str = "smollm2-135m-instruct"  # bundled name, Hugging Face hub id or local folder
     revision: str | None = None  # hub revision
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # weights in samplers, and compute type of the trainer
     trust_remote_code: bool = False  # run Python code that the model folder carries
     require_chat_template: bool = True  # refuse a tokenizer without one; off: a plain "role: text" template
+    lora: Lora = Lora()
 
 
 class Columns(Section):
@@ -70,6 +80,7 @@ class Columns(Section):
 
 class Prompts(Section):
     source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
@@ -80,6 +91,36 @@ class Prompts(Section):
     split_seed: Seed = 0  # seeds the split into training and held-out prompts (and generated sets)
     drop_never_met: bool = True  # ifeval: train on no prompt with a constraint that a small model never meets
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
+
+
+class PreferenceColumns(Section):
+    """Which dataset column plays which part; a column may be a dotted path into structs and lists of structs."""
+
+    prompt: str | None = None  # text (one user turn) or a list of {role, content}
+    messages: str | None = None  # turns before the answer; alone: whole chats, every assistant turn an answer
+    chosen: str | None = None  # the better answer: text, or turns; turns may hold the prompt too
+    rejected: str | None = None  # the worse answer, likewise
+    responses: str | None = None  # a list of answers; best first where no rewards are given
+    rewards: str | None = None  # their scores, as many
+    response: str | None = None  # the one answer, for supervised fine-tuning
+    margin: str | None = None  # how much better the chosen answer is (reward-model training)
+    id: str | None = None  # unique id; the row number when not given
+
+
+class Preferences(Section):
+    """A dataset of answers that are there already: for fine-tuning, offline training and reward models."""
+
+    source: str | None = None  # .jsonl or .parquet path, hub id, or reasoning_gym (its gold and other answers)
+    subset: str | None = None  # configuration of a hub dataset that has several
+    split: str = "train"  # split of a hub dataset
+    revision: str | None = None  # hub revision
+    columns: PreferenceColumns = PreferenceColumns()  # column map for files and hub datasets
+    tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
+    wrong_answers: Annotated[int, Field(ge=0, le=63)] = 3  # reasoning_gym: answers of other questions in a list
+    system: str | None = None  # system turn put before prompts that have none
+    train_count: Positive | None = None  # rows trained on (all that are not held out when not given)
+    heldout_count: Annotated[int, Field(ge=0)] = 0  # rows held out, of other prompts than those trained on
+    split_seed: Seed = 0  # seeds the split into training and held-out rows (and generated sets)
 
 
 class Sampling(Section):
@@ -287,10 +328,12 @@ class Config(Section):
     """A whole run. Sections are as in a recipe's YAML."""
 
     description: str = ""  # one line, shown by --dry-run and in the model card
+    cluster: Resources = {}  # Ray resources that the recipe is meant for; --dry-run takes this machine's without
     overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
     run: Run = Run()
     policy: Policy = Policy()
     prompts: Prompts = Prompts()
+    preferences: Preferences = Preferences()
     sampling: Sampling = Sampling()
     reward: Reward = Reward()
     lists: Lists = Lists()

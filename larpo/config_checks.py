@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Prompts, Ranker, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Ranker, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
+from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
 from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
@@ -18,7 +19,9 @@ from larpo.verifiers import check_verifier_name
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    checks = (_run, _prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
+    checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -48,6 +51,29 @@ def _run(config: Config) -> list[str]:
         f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
     ]
+
+
+def _lora(config: Config) -> list[str]:
+    return lora_problems(config.policy.lora)
+
+
+def lora_problems(lora: Lora) -> list[str]:
+    """What can be said of the section `policy.lora` before the model is known."""
+    if not lora.rank:
+        given = [name for name, value in lora if value != getattr(Lora(), name)]
+        if not given:
+            return []
+        return [
+            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
+        ]
+    if not lora.target_modules:
+        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+    if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
+        return [
+            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            "others out, or all-linear"
+        ]
+    return []
 
 
 def _prompts(config: Config) -> list[str]:
@@ -206,7 +232,7 @@ def _objective(config: Config) -> list[str]:
     if name not in OBJECTIVES:
         return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVES)}"]
     spec, problems = OBJECTIVES[name], []
-    count = selected_count(selection, config.sampling.k)
+    count = min(selected_count(selection, config.sampling.k), largest_list(config))
     if spec.uses == "pair" and count > 2:
         problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
@@ -217,6 +243,10 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
             f"needs 2 a worker, {2 * workers} in all; raise it"
+        )
+    if spec.uses == "one" and config.preferences.source is None:
+        problems.append(
+            f"objective.name = {name!r}: trains on given answers; set preferences.source, and start scripts.sft"
         )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(
@@ -281,15 +311,20 @@ def _counts(config: Config) -> list[str]:
             f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since an "
             "iteration draws a prompt once; lower it, or raise prompts.train_count"
         )
-    if step < training.workers:
-        problems.append(
-            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
-            "worker; raise it, or use fewer workers"
-        )
     if step > drawn:
         problems.append(
             f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or an "
             "iteration has no full step; lower it"
+        )
+    return problems + _steps(config)
+
+
+def _steps(config: Config) -> list[str]:
+    training, step, problems = config.training, config.training.lists_per_step, []
+    if step < training.workers:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
+            "worker; raise it, or use fewer workers"
         )
     if step > config.stream.capacity:
         problems.append(

@@ -1,27 +1,31 @@
 """Recipes: YAML files that become a validated configuration, with dotted overrides on top.
 
-YAML is read by the rules of YAML 1.2: `1e-5` is a number, `off` is text; a key written twice is an error.
-Nothing here imports torch, ray or vllm, so that a mistake shows at once.
+A recipe may begin with what other recipes say (`extends`), and may be a grid of arms (`grid`), one of which
+`RECIPE:ARM` names. Nothing here imports torch, ray or vllm, so that a mistake shows at once.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-import re
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from larpo.config import Config, Section
 from larpo.config_checks import check_config, problem_list
 from larpo.errors import ConfigError
+from larpo.knob_errors import hint, problems_of
+from larpo.yaml_text import read_yaml, write_yaml
 
-__all__ = ["bundled_recipes", "changed_knobs", "check_config", "config_to_yaml", "load_config", "recipe_name"]
+__all__ = ["arms", "bundled_recipes", "changed_knobs", "check_config", "config_to_yaml", "load_config", "recipe_name"]
+
+Root = TypeVar("Root", bound=Section)
+_EXTENDS, _GRID = "extends", "grid"
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -29,18 +33,29 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with everything that is wrong, by dotted key.
     """
-    values = _read_yaml(_recipe_text(recipe), f"recipe {recipe}")
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise ConfigError(f"recipe {recipe}: holds {kind}, not sections of knobs; start from a bundled one")
-    for override in overrides:
-        values = _with_override(values, override)
-    config = _validated(values, f"recipe {recipe}")
+    config = read_config(recipe, overrides, Config)
     try:
         check_config(config)
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe}: {error}") from None
     return config
+
+
+def read_config(recipe: str, overrides: Sequence[str], root: type[Root]) -> Root:
+    """A recipe as the model `root`, each knob checked by itself; ConfigError with everything that is wrong."""
+    values = _values(recipe)
+    for override in overrides:
+        values = _with_override(values, override, root)
+    try:
+        return root.model_validate(values)
+    except ValidationError as error:
+        problems = problems_of(error, root)
+    raise ConfigError(problem_list(f"recipe {recipe}: {len(problems)} to change", problems))
+
+
+def arms(recipe: str) -> tuple[str, ...]:
+    """Names of the arms of a recipe's grid, in the order of its axes; none for a recipe without one."""
+    return tuple(name for name, _ in _arms(_composed(recipe).get(_GRID), recipe))
 
 
 def bundled_recipes() -> tuple[str, ...]:
@@ -50,17 +65,18 @@ def bundled_recipes() -> tuple[str, ...]:
 
 
 def recipe_name(recipe: str) -> str:
-    """The name that runs of a recipe carry: a bundled name as it is, a path without folders and suffix."""
-    return Path(recipe).stem if _is_path(recipe) else recipe
+    """The name that runs of a recipe carry: a bundled name as it is, a path without folders and suffix, and the arm."""
+    file, arm = _split(recipe)
+    stem = Path(file).stem if _is_path(file) else file
+    return f"{stem}-{arm}" if arm else stem
 
 
-def config_to_yaml(config: Config) -> str:
+def config_to_yaml(config: Section) -> str:
     """Every knob of a configuration as YAML that `load_config` reads back to the same configuration."""
-    values = config.model_dump(mode="json")
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return write_yaml(config.model_dump(mode="json"))
 
 
-def changed_knobs(old: Config, new: Config) -> list[str]:
+def changed_knobs(old: Section, new: Section) -> list[str]:
     """What differs between two configurations, as "dotted.key: old -> new" in the order of the sections."""
     before, after = flat_knobs(old), flat_knobs(new)
     keys = [*before, *(key for key in after if key not in before)]
@@ -72,7 +88,7 @@ def changed_knobs(old: Config, new: Config) -> list[str]:
     ]
 
 
-def flat_knobs(config: Config) -> dict[str, Any]:
+def flat_knobs(config: Section) -> dict[str, Any]:
     """Every knob by its dotted key, in the order of the sections."""
     return dict(_flat(config.model_dump(mode="json")))
 
@@ -85,50 +101,82 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield f"{above}{key}", value
 
 
-# --- YAML
+# --- Composition
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars, and no key twice."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                problem = f"the key {key.value!r} is written twice; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly what `_Loader` would not read back as text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+def _values(recipe: str) -> dict[str, Any]:
+    """What a recipe says, its arm laid over it."""
+    file, wanted = _split(recipe)
+    values = _composed(file)
+    known = dict(_arms(values.pop(_GRID, None), file))
+    if wanted and wanted in known:
+        return _laid_over(values, known[wanted])
+    if not wanted and not known:
+        return values
+    listed = ", ".join(known) if known else "none: leave the colon and what follows it out"
+    head = f"has no arm {wanted!r}" if wanted else f"is a grid of {len(known)} arms; name one as {file}:ARM"
+    raise ConfigError(f"recipe {file}: {head}. Arms: {listed}")
 
 
-_SCALARS = (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"(?=.*[.eE])[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-)
-for _class in (_Loader, _Dumper):
-    for _tag, _pattern, _first in _SCALARS:
-        starts = ["" if character == "\0" else character for character in _first]
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), starts)
+def _composed(recipe: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's values, laid over those of the recipes that it extends, the later over the earlier."""
+    if recipe in chain:
+        raise ConfigError(f"recipe {recipe}: extends itself: {' -> '.join([*chain, recipe])}; take one of these out")
+    values = read_yaml(_recipe_text(recipe), f"recipe {recipe}")
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise ConfigError(f"recipe {recipe}: holds {kind}, not sections of knobs; start from a bundled one")
+    extended = values.pop(_EXTENDS, [])
+    names = [extended] if isinstance(extended, str) else extended
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"recipe {recipe}: extends = {extended!r}: must be a recipe, or a list of them")
+    whole: dict[str, Any] = {}
+    for name in names:
+        whole = _laid_over(whole, _composed(_beside(recipe, name), (*chain, recipe)))
+    return _laid_over(whole, values)
 
 
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{where}{line}: not readable as YAML: {problem or error}") from error
+def _beside(recipe: str, name: str) -> str:
+    """A path that a recipe extends is seen from that recipe's folder."""
+    if not _is_path(name) or not _is_path(recipe) or Path(name).expanduser().is_absolute():
+        return name
+    return str(Path(recipe).parent / name)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are joined key by key; anything else is replaced."""
+    joined = dict(below)
+    for key, value in above.items():
+        under = joined.get(key)
+        joined[key] = _laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return joined
+
+
+def _arms(grid: Any, recipe: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, values) of each combination of a grid's axes: `grid: {axis: {label: {section: ...}}}`."""
+    if grid is None:
+        return
+    axes = list(grid.values()) if isinstance(grid, dict) else []
+    fits = bool(axes) and all(isinstance(axis, dict) and axis for axis in axes)
+    if not fits or not all(isinstance(label, str) and isinstance(v, dict) for a in axes for label, v in a.items()):
+        raise ConfigError(
+            f"recipe {recipe}: grid must be {{axis: {{label: {{section: {{knob: value}}}}}}}}, such as "
+            "{objective: {listmle: {objective: {name: listmle}}}}"
+        )
+    for combination in itertools.product(*(axis.items() for axis in grid.values())):
+        values: dict[str, Any] = {}
+        for _, part in combination:
+            values = _laid_over(values, part)
+        yield ".".join(label for label, _ in combination), values
+
+
+# --- Files
+
+
+def _split(recipe: str) -> tuple[str, str]:
+    """(recipe, arm) of "recipe:arm"; the arm is empty where none is named."""
+    name, _, arm = recipe.rpartition(":")
+    return (name, arm) if name and "/" not in arm and not Path(recipe).exists() else (recipe, "")
 
 
 def _is_path(recipe: str) -> bool:
@@ -154,7 +202,7 @@ def _recipe_text(recipe: str) -> str:
 # --- Overrides
 
 
-def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+def _with_override(values: dict[str, Any], override: str, root: type[Section]) -> dict[str, Any]:
     """A copy of `values` with one `section.key=value`, its value read as YAML; "key=" alone is null."""
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
@@ -166,93 +214,8 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             above = ".".join(names[:depth])
-            raise ConfigError(f"override {override!r}: {above} = {section!r} is no section; see {_hint(tuple(names))}")
-    section[names[-1]] = _read_yaml(text, f"override {override!r}")
+            raise ConfigError(
+                f"override {override!r}: {above} = {section!r} is no section; see {hint(tuple(names), root)}"
+            )
+    section[names[-1]] = read_yaml(text, f"override {override!r}")
     return changed
-
-
-# --- Validation
-
-
-def _validated(values: dict[str, Any], where: str) -> Config:
-    """The configuration of plain values; ConfigError with one line a problem."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors(include_url=False)]
-    raise ConfigError(problem_list(f"{where}: {len(problems)} to change", problems))
-
-
-_LIMITS = {
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be one of {expected}",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "string_type": 'must be text; put it in quotes, such as "{input}"',
-    "tuple_type": "must be a list, such as [{input}]",
-    "dict_type": "must be a mapping, such as {{key: value}}",
-    "model_type": "must be a section with knobs of its own",
-    "too_long": "must have at most {max_length} items",
-    "missing": "has too few items",
-    "invalid_key": "the key must be text",
-}
-
-
-def _problem(detail: Mapping[str, Any]) -> str:
-    """One pydantic error as "key = value: limit; next step"."""
-    loc, kind = detail["loc"], detail["type"]
-    if kind == "extra_forbidden":
-        return f"{_dotted(loc)}: no knob is called so; {_hint(loc)}"
-    named = {"input": detail["input"], **detail.get("ctx", {})}
-    limit = _LIMITS[kind].format(**named) if kind in _LIMITS else detail["msg"]
-    close = difflib.get_close_matches(str(detail["input"]), re.findall(r"'(.*?)'", limit), n=1)
-    guess = f" (did you mean {close[0]!r}?)" if kind == "literal_error" and close else ""
-    return f"{_dotted(loc)} = {detail['input']!r}: {limit}{guess}; {_default(loc)}"
-
-
-def _dotted(loc: Sequence[str | int]) -> str:
-    """("a", "b", 0) as "a.b[0]"."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return "".join(parts).removeprefix(".")
-
-
-def _default(loc: Sequence[str | int]) -> str:
-    """What to do about a wrong value: its knob's default, where it has a plain one."""
-    node: Any = Config()
-    for depth, part in enumerate(loc):
-        if not isinstance(node, Section):
-            return f"leave {_dotted(loc[:depth])} out for its default {_plain(node)}"
-        node = getattr(node, str(part), Section())
-    if isinstance(node, Section):
-        return "leave it out for its defaults"
-    return f"leave it out for its default {_plain(node)}"
-
-
-def _plain(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else repr(value)
-
-
-def _hint(loc: Sequence[str | int]) -> str:
-    """The knob nearest to an unknown one: a sibling, one of that name elsewhere, or the likeliest of all."""
-    known = list(_knobs(Config()))
-    wanted, above = _dotted(loc), _dotted(loc[:-1])
-    siblings = [key for key in known if key.rpartition(".")[0] == above]
-    same_name = [key for key in known if key.rpartition(".")[2] == str(loc[-1])]
-    close = difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.8) or same_name[:1]
-    close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known in {above or 'a recipe'}: {', '.join(key.rpartition('.')[2] for key in siblings)}"
-
-
-def _knobs(section: Section, above: str = "") -> Iterator[str]:
-    """Dotted names of all sections and knobs."""
-    for name, value in section:
-        yield f"{above}{name}"
-        if isinstance(value, Section):
-            yield from _knobs(value, f"{above}{name}.")

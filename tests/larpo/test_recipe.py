@@ -9,7 +9,7 @@ import pytest
 from larpo.config import Config
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
-from larpo.recipe import bundled_recipes, changed_knobs, check_config, config_to_yaml, load_config, recipe_name
+from larpo.recipe import arms, bundled_recipes, changed_knobs, check_config, config_to_yaml, load_config, recipe_name
 
 
 def refusal(*overrides: str, recipe: str = "quickstart") -> str:
@@ -31,7 +31,10 @@ def recipe_file(tmp_path):
 # --- What loads
 
 
-@pytest.mark.parametrize("name", bundled_recipes())
+ALL = [full for name in bundled_recipes() for full in ([f"{name}:{arm}" for arm in arms(name)] or [name])]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_bundled_recipe_loads_and_round_trips(name, recipe_file):
     config = load_config(name)
     assert config.description
@@ -47,6 +50,90 @@ def test_strings_that_look_like_other_things_survive_a_round_trip(recipe_file):
     config = load_config("quickstart", overrides)
     assert (config.run.name, config.telemetry.console, config.prompts.system) == ("1e-5", "off", "null")
     assert load_config(recipe_file(config_to_yaml(config))) == config
+
+
+# --- Composition
+
+
+@pytest.fixture
+def folder_of_recipes(tmp_path):
+    def write(**texts: str) -> str:
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        return f"{tmp_path}/{next(iter(texts))}.yaml"
+
+    return write
+
+
+def test_a_recipe_is_laid_over_those_it_extends(folder_of_recipes):
+    top = folder_of_recipes(
+        top="extends: [quickstart, below.yaml]\nsampling: {k: 6}\n",
+        below="sampling: {k: 4, temperatures: [0.7]}\nobjective: {name: listmle}\n",
+    )
+    config, base = load_config(top), load_config("quickstart")
+    assert (config.sampling.k, config.sampling.temperatures) == (6, (0.7,))
+    assert config.objective.name == "listmle"
+    assert config.objective.beta == base.objective.beta
+    assert config.prompts == base.prompts
+
+
+def test_a_list_is_replaced_and_a_mapping_is_joined(folder_of_recipes):
+    top = folder_of_recipes(
+        top="extends: [quickstart]\nprompts: {tasks: {lcm: {}}}\nsampling: {temperatures: [0.5, 1.0]}"
+    )
+    config = load_config(top)
+    assert set(config.prompts.tasks) == {"chain_sum", "gcd", "products", "lcm"}
+    assert config.sampling.temperatures == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("extends: top.yaml", "extends itself"),
+        ("extends: 3", "must be a recipe, or a list of them"),
+        ("extends: lost", "no recipe is called 'lost'"),
+        ("extends: below.yaml", "below.yaml: holds list, not sections"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(folder_of_recipes, text, says):
+    assert says in refusal(recipe=folder_of_recipes(top=text, below="[1, 2]"))
+
+
+GRID = """
+extends: quickstart
+grid:
+  objective:
+    pairwise: {objective: {name: pairwise}, lists: {selection: {policy: best_vs_worst}}}
+    listmle: {objective: {name: listmle}}
+  memory:
+    none: {lists: {memory: current}}
+    all: {lists: {memory: current_and_all_previous}}
+"""
+
+
+def test_a_grid_has_an_arm_for_each_combination(folder_of_recipes):
+    recipe = folder_of_recipes(top=GRID)
+    assert arms(recipe) == ("pairwise.none", "pairwise.all", "listmle.none", "listmle.all")
+    config = load_config(f"{recipe}:pairwise.all", ["sampling.k=4"])
+    assert (config.objective.name, config.lists.memory) == ("pairwise", "current_and_all_previous")
+    assert (config.lists.selection.policy, config.sampling.k) == ("best_vs_worst", 4)
+    assert recipe_name(f"{recipe}:listmle.none") == "top-listmle.none"
+    assert arms("quickstart") == ()
+
+
+def test_an_arm_must_be_named_and_be_there(folder_of_recipes):
+    recipe = folder_of_recipes(top=GRID)
+    assert "is a grid of 4 arms; name one as" in refusal(recipe=recipe)
+    assert "has no arm 'listmle'. Arms: pairwise.none" in refusal(recipe=f"{recipe}:listmle")
+    assert "has no arm 'x'. Arms: none" in refusal(recipe="quickstart:x")
+
+
+@pytest.mark.parametrize("grid", ["3", "{}", "{memory: {}}", "{memory: [a]}", "{memory: {none: current}}"])
+def test_a_grid_of_another_shape_is_refused(recipe_file, grid):
+    assert "grid must be {axis: {label:" in refusal(recipe=recipe_file(f"extends: quickstart\ngrid: {grid}\n") + ":a")
+
+
+# --- Numbers
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("2.0e-5", 2e-5), ("1", 1.0), (".5", 0.5), ("1E-3", 1e-3)])
