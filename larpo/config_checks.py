@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Lora, Prompts, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Ranker, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
@@ -129,7 +129,19 @@ def _reward(config: Config) -> list[str]:
         ]
     reranker = config.evaluation.sweep.reranker
     problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
-    return _reward_section(config.reward, config.prompts, "reward") + problems
+    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward), *problems]
+
+
+def _reward_gpus(reward: Reward) -> list[str]:
+    """The GPUs of the reward actor, which all engines within it share."""
+    gpus = reward.resources.get("GPU", 0)
+    spans = [section.pooling.tensor_parallel_size for section in reward.sections() if section.kind == "vllm"]
+    if max(spans, default=1) == 1 or gpus >= max(spans):
+        return []
+    return [
+        f"reward.pooling.tensor_parallel_size = {max(spans)}: must be at most the GPUs of a reward actor, and "
+        f"reward.resources asks for {gpus:g}; set reward.resources={{GPU: {max(spans)}}}"
+    ]
 
 
 def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
@@ -154,6 +166,12 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         if reward.classifier.model is not None:
             return []
         return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    if reward.kind == "vllm":
+        if reward.pooling.model is not None:
+            return []
+        return [f"{where}.pooling.model is not given: vllm needs a hub id or a folder; set it"]
+    if reward.kind == "pairwise":
+        return _ranker(reward.ranker, prompts, where)
     problems = [
         f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
         "password (a token goes into LARPO_REWARD_TOKEN)"
@@ -162,6 +180,22 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     ]
     if not reward.endpoint.addresses:
         problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
+    return problems
+
+
+def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:
+    problems = []
+    if ranker.model is None:
+        problems.append(f"{where}.ranker.model is not given: pairwise needs a hub id or a folder; set it")
+    lacking = [place for place in ("{prompt}", "{first}", "{second}") if place not in ranker.template]
+    if lacking:
+        problems.append(f"{where}.ranker.template = {ranker.template!r}: lacks {', '.join(lacking)}; add them")
+    if where == "reward" and prompts.heldout_count:
+        problems.append(
+            f"prompts.heldout_count = {prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every list, "
+            "so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
+            "evaluation.each_iteration=false, and compare the models afterwards"
+        )
     return problems
 
 

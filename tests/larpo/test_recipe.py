@@ -309,6 +309,7 @@ def test_bad_yaml_files(recipe_file):
 
 IFEVAL = ["prompts.source=ifeval", "prompts.tasks={}", "reward.name=ifeval"]
 NONE_HELD_OUT = ["prompts.heldout_count=0", "evaluation.each_iteration=false"]
+RANKED = ["reward.kind=pairwise", "reward.ranker.model=some/ranker"]
 FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:score"]
 
 
@@ -429,6 +430,19 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
         (["reward.kind=http", "reward.endpoint.addresses=['http://me:secret@host']"], "hold no user or password"),
         (["reward.kind=htp"], "reward.kind"),
         (["reward.kind=callable"], "reward.name = 'reasoning_gym': callable needs your own function"),
+        (["reward.kind=pairwise", *NONE_HELD_OUT], "reward.ranker.model is not given"),
+        ([*RANKED, "reward.ranker.template='{prompt} {first}'", *NONE_HELD_OUT], "lacks {second}; add them"),
+        ([*RANKED, "reward.ranker.comparisons=1", *NONE_HELD_OUT], "reward.ranker.comparisons"),
+        (RANKED, "a pairwise ranker's rewards have mean 0 in every list"),
+        (["reward.kind=vllm"], "reward.pooling.model is not given"),
+        (
+            [
+                "reward.kind=vllm",
+                "reward.pooling={model: some/model, tensor_parallel_size: 2}",
+                "reward.resources.GPU=1",
+            ],
+            "reward.resources asks for 1; set reward.resources={GPU: 2}",
+        ),
         (["reward.kind=weighted"], "reward.parts = []: weighted needs one part or more"),
         (["reward.kind=weighted", "reward.parts=[{kind: http}]"], "reward.parts[0].endpoint.addresses = []"),
         (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
@@ -447,6 +461,10 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     load_config("quickstart", ["reward.name=gsm8k", "prompts.columns.answer_key=answer", *file])
     load_config("quickstart", ["reward.kind=sequence_classification", "reward.classifier.model=some/model"])
     assert load_config("quickstart", ["reward.kind=callable", "reward.name=my.ranks:of"]).reward.source == "my.ranks:of"
+    assert load_config("quickstart", [*RANKED, *NONE_HELD_OUT]).reward.source == "some/ranker"
+    load_config("quickstart", ["reward.kind=weighted", "reward.parts=[{kind: pairwise, ranker: {model: some/ranker}}]"])
+    served = load_config("quickstart", ["reward.kind=vllm", "reward.pooling.model=some/model"])
+    assert served.reward.source == "some/model"
     served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
     assert served.reward.source == "http://127.0.0.1:8100"
     parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"
