@@ -116,7 +116,8 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
     file.with_suffix(".partial").write_text(result.to_json())
     file.with_suffix(".partial").rename(file)
     place = {"iteration": point.iteration, **({"step": point.step} if point.step else {})}
-    progress.log("evaluation", summary(result), label=result.label, **place)
+    hits = {"reward/cache_hits": float(cast.rewards.take_hits())}
+    progress.log("evaluation", {**summary(result), **hits}, label=result.label, **place)
     return result
 
 

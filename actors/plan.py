@@ -12,6 +12,7 @@ from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
 from actors.progress import Workload
+from larpo.comparisons import passes
 from larpo.config import Config
 from larpo.recipe import config_to_yaml
 
@@ -96,7 +97,7 @@ def describe(run: PreparedRun) -> str:
         f" {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
         "  others        list stream, weight store (no CPU reserved)",
         *_counts(config),
         *_evaluation(run),
@@ -121,6 +122,13 @@ def _evaluation(run: PreparedRun) -> list[str]:
         patience = "" if settings.patience is None else f"; ends after {settings.patience} without a gain"
         lines.append(f"                the policy with the best {settings.best_metric} is kept{patience}")
     return lines
+
+
+def _passes(config: Config) -> str:
+    """What a pairwise ranker costs, empty for other rewards."""
+    rankers = [section.ranker for section in config.reward.sections() if section.kind == "pairwise"]
+    counts = [passes(config.sampling.k, ranker.comparisons) for ranker in rankers]
+    return f", {sum(counts)} passes of the ranker a list of {config.sampling.k}" if counts else ""
 
 
 def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:

@@ -86,7 +86,11 @@ _FLOW = (
         ("ranked", "prompts", "prompts whose responses are ranked"),
     ),
     *_gauges("prompts", ("train", "prompts", "training prompts"), ("heldout", "prompts", "held-out prompts")),
-    *_counters("reward", ("failures", "responses", "verifiers that raised, hung or gave NaN")),
+    *_counters(
+        "reward",
+        ("failures", "responses", "verifiers that raised, hung or gave NaN"),
+        ("cache_hits", "responses", "responses whose reward the run had kept from before"),
+    ),
     *_gauges("reward", ("lists_per_second", "lists/s", "lists ranked over ranking seconds")),
     *_gauges(
         "stream",

@@ -15,6 +15,7 @@ import yaml
 
 from larpo.errors import DataError
 from larpo.evaluation import chosen_text, is_chosen
+from larpo.list_evaluation import list_rows
 from larpo.plots import actor_order
 from larpo.records import list_parts, read_lists
 from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
@@ -103,6 +104,8 @@ def _result(log: RunLog) -> list[str]:
         parts.append(missing("The run has no final record: it still goes on, or was cut short."))
     if log.done is not None and log.done.get("heldout/reward_after") is not None:
         return [*parts, _headline(log.done)]
+    if log.done is not None and log.done.get("given/loss_after") is not None:
+        return [*parts, _given_headline(log.done)]
     if log.evaluations:
         return [*parts, _evaluations_table(log.evaluations)]
     return [*parts, missing("No held-out evaluation was recorded.")]
@@ -134,6 +137,15 @@ def _headline(done: Record) -> str:
             "paired between the policies. Fully met: the greedy response has reward 1."
         )
         + said
+    )
+
+
+def _given_headline(done: Record) -> str:
+    """Base against trained policy, of a run on a dataset's answers."""
+    header, *rows = list_rows(done)
+    return table(list(header), [list(row) for row in rows], (0,), "headline") + note(
+        f"{_text(done.get('given/lists'), '.0f')} held-out lists, by the trainer's own log-probabilities. The interval "
+        "is a bootstrap over lists, paired between the policies. Accuracy: pairs ordered as the dataset has them."
     )
 
 
@@ -223,6 +235,8 @@ def _one_list(entry: CandidateList) -> str:
 
 def _how(candidate: Candidate) -> str:
     """`iteration 2, T=1` and what is unusual about the candidate."""
+    if candidate.origin == "given" and not candidate.log_probs:
+        return "given"
     notes: list[str] = [] if candidate.origin == "sampled" else [candidate.origin]
     notes += ["cut off"] if candidate.finish_reason == "length" else []
     return ", ".join([f"iteration {candidate.iteration + 1}", f"T={candidate.temperature:g}", *notes])

@@ -12,7 +12,7 @@ from actors.pool import Member
 from actors.progress import EVALUATING, EVALUATING_SNAPSHOT, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
 from actors.sampler import SamplerStats
 from actors.work import StreamStatus
-from larpo.config import Config
+from larpo.config import Config, Preferences
 from larpo.errors import PhaseTimeout, TrainingError
 
 M, K, T, HELD_OUT, SAMPLES = 20, 8, 2, 10, 4
@@ -193,3 +193,11 @@ def test_a_silent_trainer_has_hung_unless_it_is_done():
     with pytest.raises(PhaseTimeout, match=r"silent for 3601 s, over timeouts.step_s = 3600"):
         look_at(trainer_silent_s=3601.0)
     look_at(trainer_silent_s=3601.0, trained_iterations=T)
+
+
+def test_all_that_a_run_on_a_dataset_does_is_training():
+    given = config().model_copy(update={"preferences": Preferences(source="pairs.jsonl")})
+    work = Workload(given)
+    assert work.share_done(TRAINING, 0, 0, 0) == 0.0
+    assert work.share_done(TRAINING, 0, 0, work.steps // 2) == pytest.approx((work.steps // 2) / work.steps)
+    assert work.share_done(WRITING, T, 0, 0) == 1.0

@@ -381,3 +381,12 @@ def test_the_report_is_the_same_each_time(tmp_path: Path) -> None:
     first = write_report(run).read_text()
     assert write_report(run).read_text() == first
     assert not re.search(r"https?://(?!www\.w3\.org)", first)
+
+
+def test_a_run_on_a_dataset_has_its_own_headline(tmp_path: Path) -> None:
+    ends = {"before": 0.6931, "after": 0.41, "diff": -0.2831, "diff_low": -0.31, "diff_high": -0.25}
+    done = {"time": T0 + 60, "event": "done", "given/lists": 96.0, **{f"given/loss_{k}": v for k, v in ends.items()}}
+    page = Page(write_report(write_run(tmp_path / "given", [*run_records(), done], lists=0)).read_text())
+    for text in ("0.6931", "0.4100", "-0.2831 [-0.3100, -0.2500]", "96 held-out lists"):
+        assert text in page.text
+    assert "accuracy by score" not in page.text
