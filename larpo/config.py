@@ -81,6 +81,35 @@ class Prompts(Section):
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
 
 
+class PreferenceColumns(Section):
+    """Which dataset column plays which part; a column may be a dotted path into structs and lists of structs."""
+
+    prompt: str | None = None  # text (one user turn) or a list of {role, content}
+    messages: str | None = None  # turns before the answer; alone: whole chats, every assistant turn an answer
+    chosen: str | None = None  # the better answer: text, or turns; turns may hold the prompt too
+    rejected: str | None = None  # the worse answer, likewise
+    responses: str | None = None  # a list of answers; best first where no rewards are given
+    rewards: str | None = None  # their scores, as many
+    response: str | None = None  # the one answer, for supervised fine-tuning
+    margin: str | None = None  # how much better the chosen answer is (reward-model training)
+    id: str | None = None  # unique id; the row number when not given
+
+
+class Preferences(Section):
+    """A dataset of answers that are there already: for fine-tuning, offline training and reward models."""
+
+    source: str | None = None  # .jsonl or .parquet path, hub id, or reasoning_gym (its gold and other answers)
+    split: str = "train"  # split of a hub dataset
+    revision: str | None = None  # hub revision
+    columns: PreferenceColumns = PreferenceColumns()  # column map for files and hub datasets
+    tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
+    wrong_answers: Annotated[int, Field(ge=0, le=63)] = 3  # reasoning_gym: answers of other questions in a list
+    system: str | None = None  # system turn put before prompts that have none
+    train_count: Positive | None = None  # rows trained on (all that are not held out when not given)
+    heldout_count: Annotated[int, Field(ge=0)] = 0  # rows held out, of other prompts than those trained on
+    split_seed: Seed = 0  # seeds the split into training and held-out rows (and generated sets)
+
+
 class Sampling(Section):
     k: Annotated[int, Field(ge=2, le=64)] = 8  # responses a prompt
     temperatures: tuple[Temperature, ...] = (1.0,)  # k is split evenly over them (diverse temperature)
@@ -250,6 +279,7 @@ class Config(Section):
     run: Run = Run()
     policy: Policy = Policy()
     prompts: Prompts = Prompts()
+    preferences: Preferences = Preferences()
     sampling: Sampling = Sampling()
     reward: Reward = Reward()
     lists: Lists = Lists()

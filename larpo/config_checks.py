@@ -11,13 +11,16 @@ import re
 from larpo.config import Config, Prompts, Reward, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
+from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
 from larpo.verifiers import check_verifier_name
 
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    checks = (_run, _prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
+    given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
+    checks = (_run, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -163,7 +166,7 @@ def _objective(config: Config) -> list[str]:
     if name not in OBJECTIVES:
         return [f"objective.name = {name!r}: no objective is called so; {nearest(name, OBJECTIVES)}"]
     spec, problems = OBJECTIVES[name], []
-    count = selected_count(selection, config.sampling.k)
+    count = min(selected_count(selection, config.sampling.k), largest_list(config))
     if spec.uses == "pair" and count > 2:
         problems.append(
             f"lists.selection.policy = {selection.policy!r}: keeps {count} responses a list, but objective.name = "
@@ -238,15 +241,20 @@ def _counts(config: Config) -> list[str]:
             f"training.prompts_per_iteration = {drawn}: must be at most prompts.train_count = {pool}, since an "
             "iteration draws a prompt once; lower it, or raise prompts.train_count"
         )
-    if step < training.workers:
-        problems.append(
-            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
-            "worker; raise it, or use fewer workers"
-        )
     if step > drawn:
         problems.append(
             f"training.lists_per_step = {step}: must be at most training.prompts_per_iteration = {drawn}, or an "
             "iteration has no full step; lower it"
+        )
+    return problems + _steps(config)
+
+
+def _steps(config: Config) -> list[str]:
+    training, step, problems = config.training, config.training.lists_per_step, []
+    if step < training.workers:
+        problems.append(
+            f"training.lists_per_step = {step}: must be at least training.workers = {training.workers}, one list a "
+            "worker; raise it, or use fewer workers"
         )
     if step > config.stream.capacity:
         problems.append(

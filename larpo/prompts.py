@@ -7,13 +7,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from larpo.config import Columns, Prompts
+from larpo.dataset_rows import Row, column_value, read_rows, row_id, turns_of, up_to_the_user
 from larpo.errors import DataError
 from larpo.prompt_sets import BUNDLED_SETS, ifeval_prompts, never_met, reasoning_gym_split
 from larpo.types import Message, Prompt, stable_hash
+
+_KNOBS = "prompts"  # the section of a recipe that errors speak of
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def load_prompts(prompts: Prompts) -> PromptSets:
     if prompts.source == "ifeval":
         unfit = never_met if prompts.drop_never_met else None
         return split_prompts(ifeval_prompts(), prompts, unfit, "constraints that the model never meets")
-    rows = _read_rows(prompts)
+    rows = read_rows(prompts, _KNOBS, BUNDLED_SETS)
     if not rows:
         raise DataError(f"{prompts.source}: holds no rows; give a file or split with prompts in it")
     read = [_row_prompt(row, number, where, prompts.columns) for number, (where, row) in enumerate(rows)]
@@ -132,101 +134,18 @@ def _check_ids(pool: Sequence[Prompt], source: str) -> None:
 
 # --- Rows
 
-Rows = list[tuple[str, Mapping[str, Any]]]  # where a row stands, for errors, and its columns
 
-
-def _read_rows(prompts: Prompts) -> Rows:
-    path = Path(prompts.source).expanduser()
-    if path.suffix not in (".jsonl", ".parquet"):
-        return _hub_rows(prompts)
-    if not path.is_file():
-        raise DataError(f"prompts.source = {prompts.source!r}: there is no such file in {Path.cwd()}; correct the path")
-    return _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
-
-
-def _jsonl_rows(path: Path) -> Rows:
-    """Lines of JSON objects; empty lines are passed over."""
-    rows: Rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                raise DataError(f"{where}: not readable as JSON ({error}); correct or remove the line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: holds {type(row).__name__}, not an object with columns; correct the line")
-            rows.append((where, row))
-    return rows
-
-
-def _parquet_rows(path: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error}); write the file again") from error
-    return [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist())]
-
-
-def _hub_rows(prompts: Prompts) -> Rows:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(prompts.source, split=prompts.split, revision=prompts.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"prompts.source = {prompts.source!r}: split {prompts.split!r} cannot be had from the hub "
-            f"({type(error).__name__}: {error}); check the id and prompts.split, or give a .jsonl or .parquet file "
-            f"(which needs no network) or a bundled set: {', '.join(BUNDLED_SETS)}"
-        ) from error
-    return [(f"{prompts.source}, row {number}", row) for number, row in enumerate(rows)]
-
-
-# --- Columns
-
-
-def _row_prompt(row: Mapping[str, Any], number: int, where: str, columns: Columns) -> Prompt | None:
+def _row_prompt(row: Row, number: int, where: str, columns: Columns) -> Prompt | None:
     """The prompt of a row, or None when it holds no text."""
     if columns.messages is not None:
-        messages = _messages(_column(row, columns.messages, where), columns.messages, where)
+        turns = column_value(row, columns.messages, where, _KNOBS)
+        messages = up_to_the_user(turns_of(turns, columns.messages, where, f"{_KNOBS}.columns.messages"))
     else:
-        messages = _one_turn(_column(row, str(columns.prompt), where), columns.prompt, where)
+        messages = _one_turn(column_value(row, str(columns.prompt), where, _KNOBS), columns.prompt, where)
     if not any(message.content.strip() for message in messages if message.role == "user"):
         return None
-    key = _answer_key(_column(row, columns.answer_key, where), where) if columns.answer_key else {}
-    return Prompt(_id(row, number, where, columns.id), messages, "", key)
-
-
-def _id(row: Mapping[str, Any], number: int, where: str, column: str | None) -> str:
-    if column is None:
-        return f"row-{number:05d}"
-    value = _column(row, column, where)
-    if not isinstance(value, str | int) or value == "":
-        raise DataError(f"{where}: prompts.columns.id = {column!r} holds {value!r}; give each row a text or number")
-    return str(value)
-
-
-def _column(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """The value under a column's name, or under a dotted path into a struct."""
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise DataError(f"{where}: has no column {column!r}; prompts.columns can name: {', '.join(_paths(row))}")
-        value = value[part]
-    return value
-
-
-def _paths(row: Mapping[str, Any], above: str = "") -> list[str]:
-    """Dotted paths of all columns and of what is inside structs."""
-    inner = [_paths(value, f"{above}{key}.") for key, value in row.items() if isinstance(value, Mapping)]
-    return [f"{above}{key}" for key in row] + [path for paths in inner for path in paths]
+    key = _answer_key(column_value(row, columns.answer_key, where, _KNOBS), where) if columns.answer_key else {}
+    return Prompt(row_id(row, number, where, columns.id, _KNOBS), messages, "", key)
 
 
 def _one_turn(text: Any, column: str | None, where: str) -> tuple[Message, ...]:
@@ -236,22 +155,6 @@ def _one_turn(text: Any, column: str | None, where: str) -> tuple[Message, ...]:
             "or use prompts.columns.messages for a list of turns"
         )
     return (Message("user", text or ""),)
-
-
-def _messages(turns: Any, column: str, where: str) -> tuple[Message, ...]:
-    """Turns up to the last one of the user; what comes after it is an answer, not the prompt."""
-    fits = isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns)
-    texts = [turn.get(key) for turn in turns for key in ("role", "content")] if fits else [None]
-    if not all(isinstance(text, str) for text in texts):
-        shown = repr(turns)
-        raise DataError(
-            f"{where}: prompts.columns.messages = {column!r} must hold a list of {{role, content}} with texts in "
-            f"both, not {shown[:100]}{'...' if len(shown) > 100 else ''}; name another column, or rewrite it"
-        )
-    messages = [Message(turn["role"], turn["content"]) for turn in turns]
-    while messages and messages[-1].role != "user":
-        messages.pop()
-    return tuple(messages)
 
 
 def _answer_key(value: Any, where: str) -> Mapping[str, Any]:
