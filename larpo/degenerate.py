@@ -8,8 +8,22 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 from larpo.types import Prompt
+
+
+PROMPT_COPY, REPEATED_SENTENCE = "prompt_copy", "repeated_sentence"
+
+
+def degenerate_answers(prompt: Prompt, answers: Sequence[str]) -> dict[str, str]:
+    """The degenerate answers to a prompt by their name; one that says what an answer of the list says is left out.
+
+    `answers` are best first, and the best one is what the repeated sentence is taken from.
+    """
+    made = {PROMPT_COPY: prompt_copy(prompt), REPEATED_SENTENCE: repeated_sentence(answers[0])}
+    said = {answer.strip() for answer in answers}
+    return {name: text for name, text in made.items() if text.strip() and text.strip() not in said}
 
 
 def prompt_copy(prompt: Prompt) -> str:
