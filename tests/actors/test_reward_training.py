@@ -1,0 +1,120 @@
+"""Reward-model training by Ray Train and DeepSpeed, on tiny random models, against AdamW steps of plain torch."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+
+from actors.reward_preparation import prepare_reward_run
+from actors.reward_stage import train_on_ray
+from actors.reward_trainer import AFTER
+from larpo.classifier_reward import ClassifierReward
+from larpo.config import Classifier
+from larpo.reward_model import load_trainable
+from larpo.reward_step import planned_batches
+from larpo.reward_training_config import RewardTraining
+
+ROWS = 14
+RATE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    """Pairs whose better answer says yes, of unequal length, with a margin."""
+    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
+    rows = [
+        {
+            "id": f"p{number}",
+            "prompt": f"Question {number}?",
+            "chosen": "yes " * (1 + number % 3),
+            "rejected": "no, never" + " at all" * (number % 2),
+            "margin": number % 3 / 2,
+        }
+        for number in range(ROWS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_of(pairs_file, tiny_policy):
+    """`run_of(folder, training=..., ...)`: a prepared run on the pairs, from the tiny language model in float32."""
+
+    def make(folder, *, base=tiny_policy, dtype="float32", **sections):
+        optimizer = {"learning_rate": RATE, "eps": 1e-4, "warmup": 0.0, "weight_decay": 0.1, "clip_norm": 0.5}
+        training = {"lists_per_step": 4, "batch_tokens": 400, "threads": 1, "optimizer": optimizer}
+        values = {
+            "base": {"model": str(base), "dtype": dtype},
+            "preferences": {
+                "source": str(pairs_file),
+                "heldout_count": 4,
+                "columns": {"id": "id", "prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+            },
+            "degenerate": False,
+            "bootstrap": 100,
+            "telemetry": {"console": "off", "wandb": False},
+            "timeouts": {"step_s": 300.0},
+        }
+        values["preferences"]["columns"] |= sections.pop("columns", {"margin": "margin"})
+        values["training"] = training | sections.pop("training", {})
+        config = RewardTraining.model_validate(values | sections)
+        return prepare_reward_run(config, folder, resumed=False)
+
+    return make
+
+
+def plain_weights(run):
+    """Float32 weights after torch's AdamW on the mean Bradley-Terry loss of each batch, a conversation at a time."""
+    training = run.config.training
+    model = load_trainable(run.folder / "checkpoints" / "untrained", run.config.base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
+    ids = [item.prompt_id for item in run.sets.train]
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for batch in planned_batches(ids, epochs=training.epochs, lists_per_step=training.lists_per_step, seed=0):
+        loss = 0.0
+        for item in (run.sets.train[index] for index in batch):
+            won, lost = (model(torch.tensor([c.ids])).logits[0, 0] for c in item.conversations)
+            loss = loss - logsigmoid(won - lost - item.margin) / len(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+        optimizer.step()
+    return start, dict(model.named_parameters())
+
+
+def distance(folder, start, expected) -> float:
+    """Largest difference to the expected weights, over the largest change since the start."""
+    found = load_file(folder / "model" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    apart = max(float((found[name].float() - expected[name].detach()).abs().max()) for name in expected)
+    moved = max(float((expected[name].detach() - start[name]).abs().max()) for name in expected)
+    print(f"distance {apart / moved:.2e}")
+    return apart / moved
+
+
+def test_a_language_model_becomes_a_reward_model(local_ray, run_of, tmp_path):
+    """Two workers take plain AdamW's steps, and the folder scores as the trained module did."""
+    run = run_of(tmp_path / "run", training={"epochs": 2, "workers": 2})
+    results = train_on_ray(run)
+    assert distance(run.folder, *plain_weights(run)) < 1e-4
+    assert results.metrics["heldout/pair_accuracy_after"] == 1.0
+
+    measured = json.loads((run.folder / "evaluation" / f"{AFTER}.json").read_text())
+    reward = ClassifierReward(Classifier(model=str(run.folder / "model"), dtype="float32"))
+    found = {
+        item.prompt_id: [score for c in item.conversations for score in reward._scores([c])]
+        for item in run.sets.heldout
+    }
+    for name, rewards in measured.items():
+        assert rewards == pytest.approx(found[name], abs=1e-4)
+
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["event"] == "step"]
+    assert [step["train/lists"] for step in steps] == [4, 4, 2, 4, 4, 2]
+    assert records[-1]["event"] == "done"
+    assert "calibration" in (run.folder / "report.html").read_text()
+    assert "Bradley" not in (run.folder / "model" / "README.md").read_text()
