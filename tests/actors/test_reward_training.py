@@ -105,12 +105,12 @@ def test_a_language_model_becomes_a_reward_model(local_ray, run_of, tmp_path):
 
     measured = json.loads((run.folder / "evaluation" / f"{AFTER}.json").read_text())
     reward = ClassifierReward(Classifier(model=str(run.folder / "model"), dtype="float32"))
-    found = {
-        item.prompt_id: [score for c in item.conversations for score in reward._scores([c])]
+    scored = {
+        item.prompt_id: [score for each in item.conversations for score in reward._scores([each])]
         for item in run.sets.heldout
     }
     for name, rewards in measured.items():
-        assert rewards == pytest.approx(found[name], abs=1e-4)
+        assert rewards == pytest.approx(scored[name], abs=1e-4)
 
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["event"] == "step"]
