@@ -14,7 +14,7 @@ from actors.progress import SAMPLING, Progress
 from actors.sampler import SampleTask
 from larpo.list_metrics import list_metrics
 from larpo.lists import rank
-from larpo.memory import merge, needs_reward, remember, replays, with_references
+from larpo.memory import join, remember, replays, reward_fingerprint, unscored, with_references
 from larpo.negatives import with_borrowed
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
@@ -106,16 +106,12 @@ class Annotation:
     async def _rank_and_offer(self, batch: Sequence[CandidateList]) -> None:
         seed = self._config.run.seed
         started = time.time()
-        known = [self._memory[item.prompt.id] for item in batch if item.prompt.id in self._memory]
-        remembered = {item.prompt.id: item.candidates for item in await self._with_rewards(known)}
-        merged = [
-            merge(item, remembered.get(item.prompt.id, ()), seed=seed) for item in await self._with_rewards(batch)
-        ]
+        memory = {prompt: item.candidates for prompt, item in self._memory.items()}
+        joined = [join(item, memory.get(item.prompt.id, ())) for item in batch]
         negatives, count = self._config.lists.negatives, self._config.sampling.k
-        mixed = with_borrowed(merged, negatives, count=count, seed=seed, recent=self._recent)
-        self._recent.extend(merged)
-        scored = await self._with_rewards(mixed)
-        lists = [i.replace(candidates=rank(i.candidates, seed=seed, prompt_id=i.prompt.id)) for i in scored]
+        mixed = with_borrowed(joined, negatives, count=count, seed=seed, recent=self._recent)
+        self._recent.extend(joined)
+        lists = await self._ranked(mixed)
         ended = time.time()
         self._progress.span("reward", "rank", started, ended)
         rate = len(lists) / max(1e-9, ended - started)
@@ -126,21 +122,21 @@ class Annotation:
         self._progress.log("lists", {**list_metrics(lists, self._config), **metrics}, iteration=self._iteration)
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=math.inf)  # the stream has its own
 
-    async def _with_rewards(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
-        """Score the candidates that have no reward, or not this reward model's."""
-        fingerprint, rescore = self._cast.rewards.fingerprint, self._config.lists.rescore
-        missing = [[c for c in item.candidates if needs_reward(c, fingerprint, rescore=rescore)] for item in lists]
-        requests = [(item.prompt, [c.text for c in m]) for item, m in zip(lists, missing, strict=True) if m]
-        if not requests:
-            return list(lists)
-        rewards = iter(await self._cast.rewards.rank(requests))
+    async def _ranked(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
+        """Best first, after what has no reward, or not this reward model's, has been scored."""
+        rewards, rescore, seed = self._cast.rewards, self._config.lists.rescore, self._config.run.seed
+        missing = [unscored(item, rewards.fingerprint, joint=rewards.joint, rescore=rescore) for item in lists]
+        asked = [(item.prompt, group) for item, group in zip(lists, missing, strict=True) if group]
+        found = await rewards.rank([(prompt, [c.text for c in group]) for prompt, group in asked]) if asked else []
         scored: dict[str, Candidate] = {}
-        for group in (m for m in missing if m):
-            for candidate, reward in zip(group, next(rewards), strict=True):
+        for (_, group), given in zip(asked, found, strict=True):
+            fingerprint = reward_fingerprint(group, rewards.fingerprint, joint=rewards.joint)
+            for candidate, reward in zip(group, given, strict=True):
                 if reward.failure:
                     self._progress.reward_failed(candidate.id, reward.failure)
                 scored[candidate.id] = candidate.replace(reward=reward.value, reward_fingerprint=fingerprint)
-        return [item.replace(candidates=tuple(scored.get(c.id, c) for c in item.candidates)) for item in lists]
+        whole = [item.replace(candidates=tuple(scored.get(c.id, c) for c in item.candidates)) for item in lists]
+        return [i.replace(candidates=rank(i.candidates, seed=seed, prompt_id=i.prompt.id)) for i in whole]
 
     async def _replay(self, present: set[str]) -> None:
         """Lists of prompts that this iteration did not draw come after the fresh ones."""
@@ -149,7 +145,7 @@ class Annotation:
         absent = replays(self._memory, present, self._iteration, seed=self._config.run.seed)
         size = self._config.stream.lists_per_part
         for start in range(0, len(absent), size):
-            await self._offer(await self._with_rewards(absent[start : start + size]), {})
+            await self._offer(await self._ranked(absent[start : start + size]), {})
 
 
 def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:

@@ -11,6 +11,7 @@ from actors import placement
 from actors.engine import EngineOptions
 from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
+from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
@@ -29,24 +30,26 @@ class RewardPool:
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
             self._free.put_nowait(number)
-        self.fingerprint = ""
+        self.fingerprint, self.joint = "", False  # as in `RewardModel`, from `start` on
 
     async def start(self) -> None:
         """Until every replica is ready; RewardError when one is not, or they are not of one mind."""
-        found = set(await asyncio.gather(*(self._fingerprint(number) for number in range(len(self.actors)))))
-        if len(found) != 1:
-            raise RewardError(f"the reward replicas have different models, with the fingerprints {sorted(found)}")
-        (self.fingerprint,) = found
+        found = await asyncio.gather(*(self._described(number) for number in range(len(self.actors))))
+        fingerprints = {described.fingerprint for described in found}
+        if len(fingerprints) != 1:
+            raise RewardError(
+                f"the reward replicas have different models, with the fingerprints {sorted(fingerprints)}"
+            )
+        self.fingerprint, self.joint = found[0].fingerprint, found[0].joint
 
-    async def _fingerprint(self, number: int) -> str:
+    async def _described(self, number: int) -> Described:
         try:
-            described = await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
+            return await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
         except LarpoError:
             raise
         except Exception as error:
             reason = str(error) or f"no answer in {self._limit:g} s (timeouts.reward_s)"
             raise RewardError(f"reward-{number} could not start: {reason}") from error
-        return described["fingerprint"]
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """Rewards of whole lists, shared out over the replicas.
@@ -80,7 +83,7 @@ class RewardPool:
         placement.kill(self.actors[number])
         self.actors[number] = placement.place_reward(self._section)
         try:
-            found = await self._fingerprint(number)
+            found = (await self._described(number)).fingerprint
         except RewardError:
             return  # the next attempt tells why
         if found != self.fingerprint:
@@ -90,37 +93,18 @@ class RewardPool:
             )
 
 
-class Cast:
-    """Store, stream, samplers, reward model and trainer of one run."""
+class TrainingCast:
+    """Store, stream and trainer of one run: all that training on given lists needs."""
+
+    samplers: SamplerPool | None = None
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
         self.store = placement.place_store()
         self.stream = placement.place_stream(run.config, str(run.lists))
-        self.rewards = RewardPool(run, on_failure)
-        options = EngineOptions.of(run.config, str(run.policy.path))
-        self.samplers = SamplerPool(
-            lambda name: placement.place_sampler(run.config, options, self.store),
-            placement.kill,
-            run.config.samplers,
-            run.config.timeouts,
-            prompts_per_sampler=-(-run.config.samplers.max_num_seqs // run.config.sampling.k) + 1,
-            on_failure=on_failure,
-        )
         self.trainer: asyncio.Task[None] | None = None
 
-    async def start(self, iteration: int, *, initial: bool = False) -> None:
-        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model.
-
-        `initial`: the samplers begin with the initial policy all the same, until `update_samplers`.
-        """
-        version = 0
-        if iteration > 0:
-            from actors.trainer import policy_folder
-
-            folder = policy_folder(self.run.folder, iteration)
-            version = published_version(folder)
-            await self.call(self.store.publish_folder, version, str(folder))
+    def start_trainer(self) -> None:
         spec = TrainSpec(
             config=self.run.config,
             policy_path=str(self.run.policy.path),
@@ -130,11 +114,6 @@ class Cast:
             store=self.store,
         )
         self.trainer = asyncio.create_task(placement.train(spec))
-        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
-
-    async def update_samplers(self) -> None:
-        """The newest published weights become the behaviour policy."""
-        await self.samplers.update(await self.call(self.store.newest))
 
     async def call(self, method: Any, *arguments: Any, limit_s: float | None = None) -> Any:
         """Call a method of the store or the stream; PhaseTimeout when it does not answer in time."""
@@ -150,13 +129,55 @@ class Cast:
             pass
 
     async def stop(self, reason: str) -> None:
-        """End what still runs: the trainer hears why, engines are shut down."""
+        """End what still runs: the trainer hears why."""
         try:
             await asyncio.wait_for(_await(self.stream.fail.remote(reason)), 10)
             if self.trainer is not None:
                 await asyncio.wait({self.trainer}, timeout=20)
         except Exception as error:  # the run ends for another cause, which is the one that is raised
             self._on_failure("shutdown", str(error) or type(error).__name__)
+
+
+class Cast(TrainingCast):
+    """The same with samplers and a reward model."""
+
+    samplers: SamplerPool
+
+    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
+        super().__init__(run, on_failure)
+        self.rewards = RewardPool(run, on_failure)
+        options = EngineOptions.of(run.config, str(run.policy.path))
+        self.samplers = SamplerPool(
+            lambda name: placement.place_sampler(run.config, options, self.store),
+            placement.kill,
+            run.config.samplers,
+            run.config.timeouts,
+            prompts_per_sampler=-(-run.config.samplers.max_num_seqs // run.config.sampling.k) + 1,
+            on_failure=on_failure,
+        )
+
+    async def start(self, iteration: int, *, initial: bool = False) -> None:
+        """Start the trainer, the samplers with the behaviour policy of `iteration`, and the reward model.
+
+        `initial`: the samplers begin with the initial policy all the same, until `update_samplers`.
+        """
+        version = 0
+        if iteration > 0:
+            from actors.trainer import policy_folder
+
+            folder = policy_folder(self.run.folder, iteration)
+            version = published_version(folder)
+            await self.call(self.store.publish_folder, version, str(folder))
+        self.start_trainer()
+        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
+
+    async def update_samplers(self) -> None:
+        """The newest published weights become the behaviour policy."""
+        await self.samplers.update(await self.call(self.store.newest))
+
+    async def stop(self, reason: str) -> None:
+        """End what still runs: the trainer hears why, engines are shut down."""
+        await super().stop(reason)
         await self.samplers.stop()
 
 

@@ -37,6 +37,7 @@ class RunState:
     prompts_sampled: int = 0
     prompts_ranked: int = 0
     prompts_total: int = 0
+    samples: bool = True  # False: the lists come from a dataset, and `prompts_ranked` counts those offered
     lists_in_stream: int = 0
     stream_capacity: int = 0
     step: int = 0
@@ -79,21 +80,31 @@ def _versions(samplers: tuple[SamplerState, ...]) -> str:
 
 def plain_line(state: RunState) -> str:
     """A state as one line of a log."""
+    offered = [f"lists {state.prompts_ranked}/{state.prompts_total}"]
+    ranked = [
+        f"sampled {state.prompts_sampled}/{state.prompts_total}",
+        f"ranked {state.prompts_ranked}/{state.prompts_total}",
+    ]
     parts = [
         f"[{clock_text(state.seconds_elapsed)}] iteration {min(state.iteration + 1, state.iterations)}"
         f"/{state.iterations} {state.phase}:",
-        f"sampled {state.prompts_sampled}/{state.prompts_total}",
-        f"ranked {state.prompts_ranked}/{state.prompts_total}",
+        *(ranked if state.samples else offered),
         f"stream {state.lists_in_stream}/{state.stream_capacity}",
         f"step {state.step}/{state.steps_planned}",
         f"loss {_number(state.loss, '.4f')}",
-        f"reward {_number(state.mean_reward, '.3f')}",
-        f"{_number(state.tokens_per_second, ',.0f')} tokens/s",
-        f"weights {_versions(state.samplers)}",
+        *(_sampling(state) if state.samples else ()),
         f"left {clock_text(state.seconds_left)}",
     ]
     alarms = f"  alarms {len(state.alarms)}" if state.alarms else ""
     return parts[0] + " " + "  ".join(parts[1:]) + alarms
+
+
+def _sampling(state: RunState) -> tuple[str, ...]:
+    return (
+        f"reward {_number(state.mean_reward, '.3f')}",
+        f"{_number(state.tokens_per_second, ',.0f')} tokens/s",
+        f"weights {_versions(state.samplers)}",
+    )
 
 
 def render_page(state: RunState, age_s: float = 0.0) -> RenderableType:
@@ -139,9 +150,12 @@ def _bars(state: RunState) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    rows = (
+    prompts = (
         ("prompts sampled", state.prompts_sampled, state.prompts_total, ""),
         ("prompts ranked", state.prompts_ranked, state.prompts_total, ""),
+    )
+    rows = (
+        *(prompts if state.samples else (("lists offered", state.prompts_ranked, state.prompts_total, ""),)),
         ("lists in the stream", state.lists_in_stream, state.stream_capacity, ""),
         ("optimizer steps", state.step, state.steps_planned, "at most "),
     )
@@ -153,6 +167,8 @@ def _bars(state: RunState) -> RenderableType:
 
 
 def _numbers(state: RunState) -> RenderableType:
+    if not state.samples:
+        return _line(("loss ", _number(state.loss, ".4f")))
     return _line(
         ("loss ", f"{_number(state.loss, '.4f')}   "),
         ("mean reward ", f"{_number(state.mean_reward, '.3f')}   "),

@@ -40,8 +40,9 @@ class Monitor:
             "stream/lists": float(status.waiting),
             "stream/producer_wait_seconds": status.producer_wait_seconds,
             "stream/consumer_wait_seconds": status.consumer_wait_seconds,
-            "sampler/tokens_per_second": self._progress.tokens_per_second or 0.0,
         }
+        if self._cast.samplers is not None:
+            flow["sampler/tokens_per_second"] = self._progress.tokens_per_second or 0.0
         for record in status.reports:
             self._pass_on(record, flow)
         for message in status.alarms:
@@ -49,8 +50,9 @@ class Monitor:
         if status.error is not None:
             raise TrainingError(status.error)
         self._check_trainer(status)
-        await self._cast.samplers.poll()
-        self._samplers()
+        if self._cast.samplers is not None:
+            await self._cast.samplers.poll()
+            self._samplers()
         self._progress.show()
 
     def _check_trainer(self, status: StreamStatus) -> None:
@@ -80,6 +82,8 @@ class Monitor:
     def _new_counts(self) -> dict[str, float]:
         """What the samplers have counted since the last record."""
         pool = self._cast.samplers
+        if pool is None:
+            return {}
         self._counted |= Counter({"sampler/restarts": pool.restarts, "sampler/requeued": pool.requeued})
         names = ("sampler/tokens", "sampler/prompts", "sampler/restarts", "sampler/requeued")
         new = {name: float(self._counted[name] - self._logged[name]) for name in names}

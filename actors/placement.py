@@ -61,11 +61,22 @@ def check_machine(config: Config | RewardTraining) -> None:
         check_fits(needed_resources(config), {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
 
 
+def check_plan(config: Config) -> None:
+    """Raises ConfigError when the cluster that a recipe is meant for, or this machine, can never hold its actors."""
+    if config.cluster:
+        check_fits(needed_resources(config), config.cluster)
+    else:
+        check_machine(config)
+
+
 def needed_resources(config: Config | RewardTraining) -> dict[str, float]:
-    """Ray resources of all samplers, trainer workers and reward actors together."""
+    """Ray resources of all samplers, trainer workers and reward actors together, or of the trainer where it is all."""
     asked = [(config.training.workers, config.training.resources_per_worker)]
-    if isinstance(config, Config):
-        asked += [(config.samplers.count, config.samplers.resources), (config.reward.replicas, config.reward.resources)]
+    if isinstance(config, Config) and config.preferences.source is None:
+        asked += [
+            (config.samplers.count, config.samplers.resources),
+            (config.reward.replicas, config.reward.resources),
+        ]
     total: dict[str, float] = {}
     for count, resources in asked:
         for name, amount in resources.items():

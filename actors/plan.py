@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
 from larpo.config import Config
@@ -21,6 +23,7 @@ class Estimates:
     """Bytes, by rule of thumb: what a person needs to know whether a machine will do."""
 
     parameters: int
+    trained: int  # all of them, or those of LoRA's adapters
     sampler: float  # one engine: weights, KV cache, runtime
     trainer: float  # one rank at its peak, while it saves: weights, reference, gradients, optimizer and copies
     checkpoint: float
@@ -33,19 +36,23 @@ def estimate(run: PreparedRun) -> Estimates:
     parameters = _parameters(Path(run.policy.path), config)
     size = 2 if config.policy.dtype == "bfloat16" else 4
     shared = {stage: training.workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    trained = run.adapter_size or parameters
     weights = parameters * size
-    state = parameters * BYTES_AN_ADAMW_PARAMETER
+    reference = trained * size  # a second model; with LoRA, a second adapter at most
+    models = weights + reference + run.adapter_size * size
+    state = trained * BYTES_AN_ADAMW_PARAMETER
     logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
-    gradients = parameters * 4 / shared[2]
-    trainer = 2 * weights / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
-    checkpoint = weights + state
+    gradients = trained * 4 / shared[2]
+    trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
+    checkpoint = trained * size + state
     kept = config.checkpoints.keep + 1
     return Estimates(
         parameters=parameters,
+        trained=trained,
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
-        disk=kept * checkpoint + 4 * weights + _list_bytes(config),
+        disk=kept * checkpoint + 4 * weights + _list_bytes(run),
     )
 
 
@@ -60,9 +67,11 @@ def _parameters(folder: Path, config: Config) -> int:
     return total
 
 
-def _list_bytes(config: Config) -> float:
+def _list_bytes(run: PreparedRun) -> float:
     """Lists on disk: about eight bytes a token, remembered candidates again in every iteration."""
-    training, sampling = config.training, config.sampling
+    config, training, sampling = run.config, run.config.training, run.config.sampling
+    if isinstance(run, OfflineRun):
+        return 8.0 * sum(item.tokens for item in run.given)
     repeats = {
         "current": 1.0,
         "current_and_previous": 2.0,
@@ -75,14 +84,10 @@ def _list_bytes(config: Config) -> float:
 def describe(run: PreparedRun) -> str:
     """The resolved configuration and the plan as text."""
     config, training, numbers = run.config, run.config.training, estimate(run)
-    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
-    responses = training.prompts_per_iteration * config.sampling.k
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
     lines = [
-        config_to_yaml(config).rstrip(),
-        "",
-        f"plan of {run.name}" + (f": {config.description}" if config.description else ""),
+        *_head(config, run.name),
         f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        *_lora(run, numbers),
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
         f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}, about"
@@ -91,16 +96,84 @@ def describe(run: PreparedRun) -> str:
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
         "  others        list stream, weight store (no CPU reserved)",
-        f"  cluster       {needs} in all",
-        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
-        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
-        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
-        " signal are dropped and remembered ones replayed",
+        *_counts(config),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:
+    lora = run.config.policy.lora
+    layers, share = ", ".join(lora.target_modules), numbers.trained / numbers.parameters
+    line = (
+        f"  LoRA          rank {lora.rank} on {layers}: {numbers.trained / 1e6:.2f}M trained parameters ({share:.1%})"
+    )
+    return [line] if run.adapter_size else []
+
+
+def describe_offline(run: OfflineRun) -> str:
+    """The resolved configuration and the plan of a run on a dataset as text."""
+    config, training, numbers = run.config, run.config.training, estimate(run)
+    steps = math.ceil(len(run.given) / training.lists_per_step) * training.epochs
+    tokens = sum(item.tokens for item in run.given)
+    answers = sum(len(item.response_token_ids) for item in run.given)
+    lines = [
+        *_head(config, run.name),
+        f"  policy        {run.policy.path} ({numbers.parameters / 1e6:.0f}M parameters)",
+        *_lora(run, numbers),
+        f"  lists         {len(run.given)} training with {answers} answers, {tokens} tokens in packed rows;"
+        f" {len(run.given_heldout)} held out",
+        *(f"                {note}" for note in run.notes),
+        f"  objective     {config.objective.name}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
+        f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
+    ]
+    return "\n".join(lines)
+
+
+def outline(config: Config, name: str, missing: Sequence[str]) -> str:
+    """What is known of a plan while the hub cannot be asked: no counts of prompts, no estimates."""
+    training, given = config.training, config.preferences.source
+    lines = [
+        *_head(config, name),
+        f"  policy        {config.policy.model}",
+        f"  prompts       {given or config.prompts.source}",
+        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f" {training.zero_stage}",
+    ]
+    if given is None:
+        lines += [
+            f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+            f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+            *_counts(config),
+        ]
+    return "\n".join([*lines, *(f"  not checked   {line}" for line in missing)])
+
+
+def _head(config: Config, name: str) -> list[str]:
+    about = f": {config.description}" if config.description else ""
+    return [config_to_yaml(config).rstrip(), "", f"plan of {name}{about}"]
+
+
+def _counts(config: Config) -> list[str]:
+    """Lines that the configuration alone gives."""
+    training = config.training
+    steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
+    responses = training.prompts_per_iteration * config.sampling.k
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
+    meant = ", ".join(f"{amount:g} {name}" for name, amount in sorted(config.cluster.items()))
+    return [
+        f"  cluster       {needs} in all" + (f", of {meant} that the recipe is meant for" if meant else ""),
+        f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
+        f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
+        f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
+        " signal are dropped and remembered ones replayed",
+    ]
 
 
 def _asks(resources: dict[str, float]) -> str:

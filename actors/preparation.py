@@ -14,7 +14,7 @@ from pathlib import Path
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config, Run, Section
 from larpo.errors import ConfigError, DataError
-from larpo.policy import PreparedPolicy, open_policy, prepare_policy
+from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.rewards import check_reward
@@ -40,6 +40,8 @@ class PreparedRun:
     notes: tuple[str, ...]  # what was left out and why
     too_long: int
     has_chat_template: bool  # the policy's own; else the plain one is used
+    adapter_size: int  # parameters of LoRA's adapters; 0 without LoRA
+    shares: Path | None = None  # a run whose first lists and base evaluation this new one takes over
 
     def drawn(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration, in the order that the seed gives."""
@@ -53,6 +55,11 @@ class PreparedRun:
             "prompts/heldout": len(self.heldout),
             "prompts/too_long": self.too_long,
         }
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what the run is begun with: it goes on with nothing else."""
+        prompts = f"{stable_hash(sorted(self.token_ids.items())):016x}"
+        return {"policy": self.policy.fingerprint, "prompts": prompts}
 
     @property
     def lists(self) -> Path:
@@ -107,10 +114,16 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
 
     Raises ConfigError or DataError naming what cannot be used.
     """
+    if config.preferences.source is not None:
+        raise ConfigError(
+            f"preferences.source = {config.preferences.source!r}: this recipe trains on answers of a dataset; start it"
+            " with scripts.offline, scripts.sft or scripts.train_reward"
+        )
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy, cache_folder() / "policies")
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
+    adapter_size = lora_size(config, policy)
     _check_reach(config, getattr(shape, "max_position_embeddings", None))
     token_ids = {
         prompt.id: encode_prompt(
@@ -146,7 +159,17 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
         notes=tuple(notes),
         too_long=too_long,
         has_chat_template=tokenizer.chat_template is not None,
+        adapter_size=adapter_size,
     )
+
+
+def lora_size(config: Config, policy: PreparedPolicy) -> int:
+    """Parameters that LoRA trains; ConfigError for layers that the policy has not, or a rank that they cannot have."""
+    if not config.policy.lora.rank:
+        return 0
+    from larpo.lora import adapter_size
+
+    return adapter_size(empty_policy(policy.path, config.policy.trust_remote_code), config.policy.lora)
 
 
 def _check_reach(config: Config, positions: int | None) -> None:
@@ -169,11 +192,10 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
 
 def create_folder(run: PreparedRun) -> None:
     """Make the run folder and write the resolved configuration into it, first of all files."""
-    inputs = {"policy": run.policy.fingerprint, "prompts": f"{stable_hash(sorted(run.token_ids.items())):016x}"}
     if run.resumed:
-        check_inputs(run.folder / INPUTS_FILE, inputs)
+        check_inputs(run.folder / INPUTS_FILE, run.fingerprints())
         return
-    write_inputs(run.folder, run.config, inputs, (run.lists.name, run.checkpoints.name))
+    write_inputs(run.folder, run.config, run.fingerprints(), (run.lists.name, run.checkpoints.name))
 
 
 def write_inputs(folder: Path, config: Section, inputs: Mapping[str, str], folders: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ class Workload:
         self._list, self._answer = config.sampling.k, config.evaluation.samples + 1
         self._annotation = training.prompts_per_iteration * self._list
         self._evaluation = config.prompts.heldout_count * self._answer
+        self.samples = config.preferences.source is None  # else all that takes time is training
 
     def share_done(self, phase: str, iteration: int, ranked: int, step: int) -> float:
         """Half counts the responses, half the optimizer steps; `ranked` prompts of this phase are done.
@@ -45,7 +46,7 @@ class Workload:
             responses = self._responses_before(iteration + 1)
         sampled = min(1.0, responses / self._responses_before(self.iterations + 1))
         trained = min(1.0, max(step / self.steps, iteration / self.iterations))
-        return (sampled + trained) / 2
+        return (sampled + trained) / 2 if self.samples else trained
 
     def _responses_before(self, iteration: int) -> int:
         """The base policy is evaluated in the first iteration, the aligned one after the last."""
@@ -150,6 +151,7 @@ class Progress:
             prompts_sampled=self.sampled,
             prompts_ranked=self.ranked,
             prompts_total=self.total,
+            samples=self._workload.samples,
             lists_in_stream=self.waiting,
             stream_capacity=self._config.stream.capacity,
             step=self.step,

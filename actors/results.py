@@ -7,10 +7,10 @@ from pathlib import Path
 
 from actors.preparation import PreparedRun
 from actors.trainer import policy_folder
-from actors.weights import published_tensors
+from actors.weights import published_tensors, read_beside
 from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, done_record, format_table, heldout_table
-from larpo.model_folder import save_model_folder
+from larpo.model_folder import new_folder, save_model_folder
 from larpo.policy import model_card
 
 
@@ -30,7 +30,21 @@ def write_model(run: PreparedRun, metrics: dict[str, float]) -> Path:
     card = model_card(run.config, metrics, run.config.policy.model, name=run.name, notes=run.policy.notes)
     template = None if run.has_chat_template else PLAIN_TEMPLATE
     save_model_folder(destination, run.policy.path, published_tensors(weights), card, chat_template=template)
+    _write_adapter(run, weights, metrics)
     return destination
+
+
+def _write_adapter(run: PreparedRun, weights: Path, metrics: dict[str, float]) -> None:
+    """LoRA's adapters alone, as a folder that peft loads, beside the model that they are merged into."""
+    files = read_beside(weights)
+    if not files:
+        return
+    base = run.config.policy.model
+    card = model_card(run.config, metrics, base, name=run.name, notes=run.policy.notes, adapter_only=True)
+    with new_folder(run.folder / "adapter") as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summarize(run: PreparedRun, base: HeldoutResult | None, aligned: HeldoutResult | None) -> Results:

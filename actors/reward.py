@@ -5,9 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from larpo.config import Reward as RewardSection
 from larpo.rewards import Request, Reward, make_reward_model
+
+
+@dataclass(frozen=True)
+class Described:
+    """What ranks: `fingerprint` goes into every candidate that it gives a reward; `joint` as in `RewardModel`."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    joint: bool = False
 
 
 class RewardActor:
@@ -33,13 +44,9 @@ class RewardActor:
         self._failures += sum(bool(reward.failure) for of_list in rewards for reward in of_list)
         return rewards
 
-    def describe(self) -> dict[str, str]:
-        """What ranks here; `fingerprint` goes into every candidate that it gives a reward."""
-        return {
-            "kind": self._section.kind,
-            "name": self._section.name,
-            "fingerprint": self._model.fingerprint,
-        }
+    def describe(self) -> Described:
+        """What ranks here."""
+        return Described(self._section.kind, self._section.name, self._model.fingerprint, self._model.joint)
 
     async def stats(self) -> dict[str, float]:
         """Since the start: seconds spent on finished batches; counts of lists, responses and failed rewards."""

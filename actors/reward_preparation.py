@@ -14,7 +14,7 @@ from larpo.errors import ConfigError, DataError
 from larpo.model_folder import fingerprint
 from larpo.recipe import changed_knobs
 from larpo.reward_data import LabelledSets, labelled_sets, reward_preferences
-from larpo.reward_model import find_base
+from larpo.reward_model import check_adapters, find_base
 from larpo.reward_step import planned_batches
 from larpo.reward_training_config import RewardTraining, load_reward_training
 from larpo.types import stable_hash
@@ -66,6 +66,7 @@ def prepare_reward_run(config: RewardTraining, folder: Path, *, resumed: bool) -
     """Load and check the inputs of a run; writes nothing. Raises ConfigError or DataError naming what is wrong."""
     base = find_base(config.base)
     tokenizer, limit = _reach(config, base)
+    check_adapters(base, config.base)
     sets = labelled_sets(
         reward_preferences(config),
         partial(encode_conversation, tokenizer),

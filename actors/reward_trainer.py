@@ -71,13 +71,12 @@ class RewardRank:
         from actors.zero_engine import ZeroEngine, place_worker
         from larpo.reward_model import load_trainable
         from larpo.reward_step import planned_batches
-        from larpo.types import stable_hash
 
         context = ray.train.get_context()
         self._spec, self._config, self._training = spec, spec.config, spec.config.training
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         device = place_worker(self._training.threads)
-        torch.manual_seed(stable_hash(spec.config.run.seed, self._rank))
+        torch.manual_seed(spec.config.run.seed)
         self._open_tokenizer()
         model = load_trainable(spec.untrained, spec.config.base)
         if self._training.gradient_checkpointing:

@@ -21,6 +21,7 @@ from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.lists import training_list
 from larpo.memory import with_references
+from larpo.objective_table import get_spec
 from larpo.packing import deal
 from larpo.records import list_parts, next_part_number, read_lists, write_part
 from larpo.types import CandidateList, stable_hash
@@ -307,11 +308,10 @@ class ListStream:
         self._queue.extend(item for item in lists if item.prompt.id not in taken)
 
     def _trainable(self, lists: Sequence[CandidateList], count_dropped: bool = True) -> list[CandidateList]:
+        config, uses = self._config, get_spec(self._config.objective.name).uses
         trainable = []
         for item in lists:
-            selected, reason = training_list(
-                item, self._config.lists, self._config.sampling, seed=self._config.run.seed
-            )
+            selected, reason = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
             if selected is not None:
                 trainable.append(selected)
             elif count_dropped:

@@ -57,6 +57,7 @@ class Rank:
     def __init__(self, spec: TrainSpec) -> None:
         import ray.train
 
+        from actors.given_evaluation import HeldoutLists
         from actors.trainer_engine import TrainerEngine
 
         context = ray.train.get_context()
@@ -70,6 +71,9 @@ class Rank:
         self._restore()
         self._load_reference()
         self._span("start", started)
+        self._heldout = HeldoutLists(spec.config, Path(spec.run_dir), self._rank, self._ranks)
+        if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
+            self._judge()
 
     def run(self) -> None:
         while True:
@@ -150,11 +154,18 @@ class Rank:
         self._span("publish", started)
         self._checkpoint(work.position + 1)
         self._publish(folder)
+        self._judge()
         self._send({})
         if self._rank == 0:
             self._drop_old_policies(work.iteration + 1)
             self._call(self._spec.stream.trained, work.iteration)
         self._load_reference()
+
+    def _judge(self) -> None:
+        """What the published policy makes of held-out lists, where the run has any."""
+        started = time.time()
+        self._heldout.evaluate(self._engine, self._journal.iteration, self._reference_name)
+        self._span("evaluate", started)
 
     def _publish(self, folder: Path) -> None:
         """Hand a written policy to the store, unless it has that version already."""

@@ -13,7 +13,7 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
-from actors.reference import Reference
+from actors.reference import AdapterReference, Reference, WholeReference
 from actors.sharding import deepspeed_config, full_numel, gathered
 from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from actors.work import StepWork
@@ -33,9 +33,17 @@ from larpo.list_step import (
     stored_reference,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
+from larpo.lora import (
+    adapter_files,
+    adapter_parameters,
+    add_kept_adapter,
+    base_weights,
+    drop_frozen_from_state,
+    with_lora,
+)
 from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
-from larpo.policy import load_policy
+from larpo.policy import base_id, load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
 from larpo.types import CandidateList, stable_hash
 
@@ -55,7 +63,10 @@ class TrainerEngine:
                 torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.run.seed)
         self._objective = bind(config.objective)
-        model = self._load_model()
+        self._lora = config.policy.lora.rank > 0
+        model = with_lora(self._load_model(), config.policy.lora)
+        if self._lora and self._objective.spec.reference and config.objective.reference == "iteration":
+            add_kept_adapter(model)
         check_packed(model)
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -87,8 +98,11 @@ class TrainerEngine:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )
+        scorer = PackedScorer(model, self._config.training.chunk_tokens)
+        if self._lora:
+            drop_frozen_from_state(scorer)
         engine, *_ = deepspeed.initialize(
-            model=PackedScorer(model, self._config.training.chunk_tokens),
+            model=scorer,
             optimizer=optimizer,
             config=deepspeed_config(self._config, self._ranks),
             dist_init_required=False,
@@ -99,6 +113,10 @@ class TrainerEngine:
             engine.optimizer.state.clear()  # AdamW would count it, and has decayed the weights
             engine.optimizer.refresh_fp32_params()
         return engine
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     @property
     def model(self) -> Any:
@@ -112,9 +130,14 @@ class TrainerEngine:
         if not self._objective.spec.reference:
             return
         if self._reference is None:
-            self._reference = Reference(self._load_model(), self._config, self._ranks)
+            self._reference = self._new_reference()
         if weights is not None:
             self._reference.fill(weights)
+
+    def _new_reference(self) -> Reference:
+        if self._lora:
+            return AdapterReference(self._engine, self._config)
+        return WholeReference(self._load_model(), self._config, self._ranks)
 
     def step(
         self, work: StepWork, rate: float, reference_name: str, version: int, on_policy: bool
@@ -123,22 +146,23 @@ class TrainerEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        torch.manual_seed(stable_hash(self._config.run.seed, self._rank, work.position))  # the same after a restart
+        self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name)
-        divergence = self._divergence(work.lists) if self._objective.spec.divergence else None
+        divergence = self.divergence(work.lists)
         passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
         outcomes = step_lists(
             self._score,
             lists,
             objective=self._objective,
-            divisor=work.list_count / self._ranks,  # DeepSpeed takes the mean over ranks
+            divisor=self._divisor(work) / self._ranks,  # DeepSpeed takes the mean over ranks
             passes=passes,
             backward=self._backward,
             divergence=divergence,
         )
         norm, applied = self._apply()
         sums, stalest = rank_sums(outcomes, version)
-        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy)
+        per = self._objective.spec.per
+        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy, per=per)
         metrics |= {
             "train/grad_norm": norm,
             "train/learning_rate": rate,
@@ -146,6 +170,30 @@ class TrainerEngine:
             "train/memory_gib": self._memory_gib(),
         }
         return metrics, computed
+
+    def _divisor(self, work: StepWork) -> float:
+        """What the sum of the global batch's losses is divided by: its lists, or their response tokens."""
+        if self._objective.spec.per == "list":
+            return work.list_count
+        tokens = sum(len(candidate.token_ids) for item in work.lists for candidate in item.candidates)
+        total = torch.tensor(float(tokens), dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    @torch.no_grad()
+    def log_probs(self, lists: tuple[CandidateList, ...], reference_name: str) -> list[tuple[PackedList, Tensor]]:
+        """This rank's lists, packed with their reference, and the policy's log-probabilities [M] of each; no step."""
+        self.model.eval()
+        packed, _ = self._packed(lists, reference_name)
+        found = [(item, list_log_probs(self._score, item.rows).cpu()) for item in packed]
+        passes = sum(len(item.rows) for item in packed)
+        for _ in range(self.maximum([passes])[0] - passes):
+            list_log_probs(self._score, (empty_row(),))
+        return found
+
+    def divergence(self, lists: tuple[CandidateList, ...]) -> Tensor | None:
+        """What an objective that needs it takes for the policy's divergence from the reference; else None."""
+        return self._divergence(lists) if self._objective.spec.divergence else None
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         """A loss that is not finite gets a gradient that is not, so that `_apply` skips the step on every rank."""
@@ -225,28 +273,36 @@ class TrainerEngine:
         return passes - len(rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
-        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
-        parameters = dict(self.model.named_parameters())
+        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
+
+        Adapters are merged in, and lie beside the buckets as peft's own files.
+        """
+        weights = base_weights(self.model)
         dtype = getattr(torch, self._config.policy.dtype)
-        sizes = {name: full_numel(p) * dtype.itemsize for name, p in parameters.items()}
+        sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
         target = PublishedFolder(folder, version) if self._rank == 0 else None
         for names in split_into_buckets(sizes, self._config.weights.bucket_mib * 2**20):
-            with gathered([parameters[name] for name in names], self._config):
+            with gathered([part for name in names for part in weights[name].parts], self._config):
                 if target is not None:
-                    target.add(encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names}))
+                    target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
+        if self._lora:
+            with gathered(list(adapter_parameters(self.model).values()), self._config):
+                if target is not None:
+                    for name, data in adapter_files(self.model, base_id(self._config.policy.model)).items():
+                        target.put_beside(name, data)
         if target is not None:
             target.close()
         self.barrier()
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its part of the optimizer and model state."""
+        """Every rank writes its part of the optimizer and model state; frozen weights are in the policy's folder."""
         try:
-            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(unwritten(folder, error)) from error
 
     def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._lora)
         if loaded is None:
             raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
 

@@ -103,14 +103,20 @@ class PublishedFolder:
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         self._files: list[dict[str, Any]] = []
+        self._beside: dict[str, str] = {}
 
     def add(self, data: Any) -> None:
         name = f"bucket-{len(self._files):05d}.safetensors"
         write_durably(self._partial / name, data)
         self._files.append({"name": name, "checksum": checksum(data)})
 
+    def put_beside(self, name: str, data: Any) -> None:
+        """A file that goes with the version and is not sent to the samplers."""
+        write_durably(self._partial / name, data)
+        self._beside[name] = checksum(data)
+
     def close(self) -> None:
-        manifest = {"version": self._version, "files": self._files}
+        manifest = {"version": self._version, "files": self._files, "beside": self._beside}
         write_durably(self._partial / "manifest.json", json.dumps(manifest).encode())
         shutil.rmtree(self._folder, ignore_errors=True)
         self._partial.rename(self._folder)
@@ -133,6 +139,16 @@ def published_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     for data in read_buckets(folder):
         yield from sorted(load(data.tobytes()).items())
+
+
+def read_beside(folder: Path) -> dict[str, bytes]:
+    """What `PublishedFolder.put_beside` wrote, by name; raises CheckpointError on a checksum that does not match."""
+    found = {}
+    for name, recorded in _manifest(folder).get("beside", {}).items():
+        found[name] = (folder / name).read_bytes()
+        if checksum(found[name]) != recorded:
+            raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the recorded one")
+    return found
 
 
 def published_version(folder: Path) -> int:

@@ -21,6 +21,7 @@ from actors.sharding import full_numel, gathered_at, zero_config
 from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
+from larpo.lora import base_weights
 
 TAG = "engine"
 
@@ -88,15 +89,18 @@ class ZeroEngine:
         return norm, True
 
     def write(self, folder: Path, *, bucket_bytes: int, rank: int) -> None:
-        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
-        parameters = dict(self.model.named_parameters())
+        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
+
+        Adapters are merged into what is written; the model stays as it is.
+        """
+        weights = base_weights(self.model)
         dtype = getattr(torch, self._dtype)
-        sizes = {name: full_numel(p) * dtype.itemsize for name, p in parameters.items()}
+        sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
         target = PublishedFolder(folder, 0) if rank == 0 else None
         for names in split_into_buckets(sizes, bucket_bytes):
-            with gathered_at([parameters[name] for name in names], self._stage):
+            with gathered_at([part for name in names for part in weights[name].parts], self._stage):
                 if target is not None:
-                    target.add(encode_bucket({n: parameters[n].detach().to("cpu", dtype, copy=False) for n in names}))
+                    target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
         if target is not None:
             target.close()
         self.barrier()

@@ -5,7 +5,7 @@ tokens of a response, as the papers write them; where a paper divides by the len
 
 The papers know pairs. In a longer list the winners are the candidates of the highest reward, the losers those of the
 lowest, and a pair loss is the mean over winners x losers, as `larpo.objectives.pairwise` has it. A list of equal
-rewards has loss 0 and no gradient; what stands in the padding reaches neither.
+rewards has loss 0 and no gradient (but for `sft`); what stands in the padding reaches neither.
 """
 
 from __future__ import annotations
@@ -151,6 +151,21 @@ def simpo(batch: ListBatch, *, beta: float, margin: float) -> Tensor:
     log_probs_LM, pairs_LMM = _pairs(batch, batch.log_probs_LM)
     means_LM = log_probs_LM / _lengths(batch, batch.where_LM)
     return _mean_over(pairs_LMM, -F.logsigmoid(beta * (means_LM[:, :, None] - means_LM[:, None, :]) - margin))
+
+
+def sft(batch: ListBatch) -> Tensor:
+    """Supervised fine-tuning: the likelihood of the best response, the others unread.
+
+    `loss = -log pi(y_best)`, a sum over tokens, the mean where several tie. A step divides it by the response tokens of
+    the global batch, not by its lists (`per` in the table), so that it is the mean cross-entropy of a token, as
+    transformers and TRL's SFT have it with the prompt masked. (Ouyang 2022, arXiv 2203.02155, section 3.5.)
+
+    >>> sft(_example())  # of two tokens, together -3
+    tensor([3.])
+    """
+    log_probs_LM, where_LM, beats_LMM = order_of(batch.log_probs_LM, batch.rewards_LM, batch.where_LM)
+    best_LM = where_LM & ~beats_LMM.any(1)
+    return -torch.where(best_LM, log_probs_LM, 0.0).sum(1) / best_LM.sum(1).clamp(min=1)
 
 
 def log_ratios(batch: ListBatch) -> Tensor:

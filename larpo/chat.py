@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from larpo.errors import ConfigError, DataError
@@ -32,6 +33,42 @@ def encode_prompt(
     else:
         ids = _without_end(tokenizer, tokenizer(plain_text(messages))["input_ids"])
     return tuple(_one_bos(tokenizer, ids))
+
+
+def encode_answer(
+    tokenizer: Any, prompt: Prompt, prompt_ids: Sequence[int], answer: str, end: int, *, system: str | None = None
+) -> tuple[tuple[int, ...], bool]:
+    """Token ids of an assistant's answer to an encoded prompt, with the token `end` that ends its turn.
+
+    Returns the ids, and whether prompt and answer are the ids of the template's own rendering of the conversation.
+    They are not where the last token of the prompt and the first of the answer would be written as one, or where a
+    template writes a past turn otherwise than the next one: the answer is then encoded by itself.
+    """
+    turns = (*with_system(prompt.messages, system), Message("assistant", answer))
+    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template
+    text = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in turns], chat_template=template, tokenize=False
+    )
+    ids = _rendered_ids(tokenizer, text)
+    if end not in ids[len(prompt_ids) :]:  # the template writes no end: the answer is the last of its text
+        ids = [*_rendered_ids(tokenizer, text[: text.rfind(answer.strip()) + len(answer.strip())]), end]
+    last = len(ids) - ids[::-1].index(end)
+    if tuple(ids[: len(prompt_ids)]) == tuple(prompt_ids) and last > len(prompt_ids):
+        return tuple(ids[len(prompt_ids) : last]), True
+    return (*tokenizer(answer, add_special_tokens=False)["input_ids"], end), False
+
+
+def end_of_turn(tokenizer: Any, generation_config: Any = None) -> int:
+    """The id that ends an assistant's answer: what the chat template writes, else the first of `stop_token_ids`."""
+    end = _end_of_answer(tokenizer)
+    return stop_token_ids(tokenizer, generation_config)[0] if end is None else end
+
+
+def _rendered_ids(tokenizer: Any, text: str) -> list[int]:
+    """A template's text as ids: special tokens are the template's to write; plain text gets the tokenizer's BOS."""
+    if tokenizer.chat_template is not None:
+        return _one_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _one_bos(tokenizer, _without_end(tokenizer, tokenizer(text)["input_ids"]))
 
 
 def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

@@ -14,6 +14,7 @@ from larpo.conversations import Conversation, encode_conversation, longest_conve
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
+from larpo.recipe import bundled_recipes
 from larpo.rewards import Request, Reward, finite
 from larpo.types import Prompt, stable_hash
 
@@ -26,6 +27,8 @@ class ClassifierReward:
 
     Raises ConfigError or DataError as `classifier_folder`.
     """
+
+    joint = False
 
     def __init__(self, section: Classifier, *, failed_reward: float = 0.0) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -100,7 +103,11 @@ def classifier_folder(section: Classifier) -> Path:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-    folder = find_model("reward.classifier", str(section.model), section.revision, own_code=section.trust_remote_code)
+    name = str(section.model)
+    try:
+        folder = find_model("reward.classifier", name, section.revision, own_code=section.trust_remote_code)
+    except DataError as error:
+        raise DataError(f"{error}{_how_to_make(Path(name))}") from error
     shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **shared)
@@ -119,6 +126,12 @@ def classifier_folder(section: Classifier) -> Path:
             "Python code in its folder can load; read that code, then set it to true, or give another model"
         )
     return folder
+
+
+def _how_to_make(model: Path) -> str:
+    """Where a missing folder is what a bundled recipe writes: the command."""
+    made_here = model.name == "model" and model.parent.name in bundled_recipes()
+    return f". This one is made by: python -m scripts.train_reward {model.parent.name}" if made_here else ""
 
 
 def _device(section: Classifier) -> str:

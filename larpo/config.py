@@ -20,6 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -50,12 +51,22 @@ class Run(Section):
     seed: Seed = 0  # seeds prompt order, ties, later epochs and the trainer
 
 
+class Lora(Section):
+    """Adapters beside the linear layers of a frozen model (Hu et al. 2021); they want a higher learning rate."""
+
+    rank: Annotated[int, Field(ge=0)] = 0  # of the adapters; 0: none, and every weight is trained
+    alpha: Positive = 16  # what an adapter adds is scaled by alpha / rank
+    dropout: Decay = 0.0  # share of an adapter's inputs that a training pass leaves out
+    target_modules: tuple[str, ...] = ("all-linear",)  # layers with an adapter by name, such as [q_proj, v_proj]
+
+
 class Policy(Section):
     model: str = "smollm2-135m-instruct"  # bundled name, Hugging Face hub id or local folder
     revision: str | None = None  # hub revision
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # weights in samplers, and compute type of the trainer
     trust_remote_code: bool = False  # run Python code that the model folder carries
     require_chat_template: bool = True  # refuse a tokenizer without one; off: a plain "role: text" template
+    lora: Lora = Lora()
 
 
 class Columns(Section):
@@ -69,6 +80,7 @@ class Columns(Section):
 
 class Prompts(Section):
     source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
@@ -99,6 +111,7 @@ class Preferences(Section):
     """A dataset of answers that are there already: for fine-tuning, offline training and reward models."""
 
     source: str | None = None  # .jsonl or .parquet path, hub id, or reasoning_gym (its gold and other answers)
+    subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
     columns: PreferenceColumns = PreferenceColumns()  # column map for files and hub datasets
@@ -142,9 +155,9 @@ class Endpoint(Section):
 
 
 class Reward(Section):
-    kind: Literal["verifier", "sequence_classification", "http", "weighted"] = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier by name: reasoning_gym, gsm8k, ifeval, or your own module:function
-    timeout_s: Seconds = 5.0  # limit a response; a verifier that exceeds it costs that one reward
+    kind: RewardKind = "verifier"  # what ranks
+    name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
+    timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
@@ -159,6 +172,7 @@ class Reward(Section):
         """What gives the rewards, in a word."""
         return {
             "verifier": self.name,
+            "callable": self.name,
             "sequence_classification": str(self.classifier.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
@@ -275,6 +289,7 @@ class Config(Section):
     """A whole run. Sections are as in a recipe's YAML."""
 
     description: str = ""  # one line, shown by --dry-run and in the model card
+    cluster: Resources = {}  # Ray resources that the recipe is meant for; --dry-run takes this machine's without
     overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
     run: Run = Run()
     policy: Policy = Policy()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Prompts, Reward, Run, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Reward, Run, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
+from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
@@ -20,7 +21,7 @@ def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
-    checks = (_run, *(sampled if config.preferences.source is None else given))
+    checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
@@ -55,6 +56,29 @@ def run_problems(run: Run) -> list[str]:
         f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
     ]
+
+
+def _lora(config: Config) -> list[str]:
+    return lora_problems(config.policy.lora)
+
+
+def lora_problems(lora: Lora) -> list[str]:
+    """What can be said of the section `policy.lora` before the model is known."""
+    if not lora.rank:
+        given = [name for name, value in lora if value != getattr(Lora(), name)]
+        if not given:
+            return []
+        return [
+            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
+        ]
+    if not lora.target_modules:
+        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+    if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
+        return [
+            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            "others out, or all-linear"
+        ]
+    return []
 
 
 def _prompts(config: Config) -> list[str]:
@@ -126,6 +150,10 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
         return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
     if reward.kind == "sequence_classification":
         if reward.classifier.model is not None:
             return []
@@ -153,8 +181,8 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
     has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
-    if name in ("ifeval", "gsm8k") and not has_answers:
-        needed = {"ifeval": "constraints", "gsm8k": "answers"}[name]
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
         return [
             f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
             "prompts.columns.answer_key; name the column that holds them, or another source"
@@ -162,6 +190,10 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if name == "ifeval" and prompts.source == "reasoning_gym":
         return [
             f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
         ]
     return []
 
@@ -182,6 +214,10 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"training.lists_per_step = {step}: objective.name = {name!r} compares a rank's lists with each other, and "
             f"needs 2 a worker, {2 * workers} in all; raise it"
+        )
+    if spec.uses == "one" and config.preferences.source is None:
+        problems.append(
+            f"objective.name = {name!r}: trains on given answers; set preferences.source, and start scripts.sft"
         )
     if config.objective.reference == "iteration" and not spec.reference:
         problems.append(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from larpo.errors import DataError
+from larpo.errors import DataError, HubUnreachable
 from larpo.types import Message
 
 Row = Mapping[str, Any]
@@ -22,6 +22,8 @@ class Source(Protocol):
 
     @property
     def source(self) -> str | None: ...
+    @property
+    def subset(self) -> str | None: ...
     @property
     def split(self) -> str: ...
     @property
@@ -74,9 +76,9 @@ def _hub_rows(section: Source, knobs: str, bundled: Sequence[str]) -> Rows:
     import datasets
 
     try:
-        rows = datasets.load_dataset(section.source, split=section.split, revision=section.revision)
+        rows = datasets.load_dataset(section.source, section.subset, split=section.split, revision=section.revision)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
+        raise (HubUnreachable if isinstance(error, ConnectionError) else DataError)(
             f"{knobs}.source = {section.source!r}: split {section.split!r} cannot be had from the hub "
             f"({type(error).__name__}: {error}); check the id and {knobs}.split, or give a .jsonl or .parquet file "
             f"(which needs no network) or a bundled set: {', '.join(bundled)}"

@@ -13,6 +13,10 @@ class DataError(LarpoError):
     """Input files, datasets, models or run folders that cannot be used. Ends a command with exit code 2."""
 
 
+class HubUnreachable(DataError):
+    """A model or dataset of the hub that cannot be asked for from here. `--dry-run` goes on without it."""
+
+
 class RewardError(LarpoError):
     """A reward model that cannot rank any more."""
 

@@ -1,9 +1,10 @@
 """Rewards from a server: JSON in, JSON out.
 
-`GET /describe` answers `{"fingerprint": text}`. `POST /score` takes `{"requests": [{"prompt": {"id", "messages":
-[{"role", "content"}], "task", "answer_key"}, "responses": [text, ...]}, ...]}` and answers `{"fingerprint": text,
-"rewards": [[{"value": number, "failure": text}, ...], ...]}`; `failure` may be left out, and a plain number stands for
-a value. `scripts/serve_reward.py` is such a server.
+`GET /describe` answers `{"fingerprint": text, "joint": bool}`; with `joint` (false when left out) a list is asked
+for as a whole. `POST /score` takes `{"requests": [{"prompt": {"id", "messages": [{"role", "content"}], "task",
+"answer_key"}, "responses": [text, ...]}, ...]}` and answers `{"fingerprint": text, "rewards": [[{"value": number,
+"failure": text}, ...], ...]}`; `failure` may be left out, and a plain number stands for a value.
+`scripts/serve_reward.py` is such a server.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class HttpReward:
         self._session = Session()
         if os.environ.get(TOKEN):
             self._session.headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
-        self.fingerprint = self._attempt(self._describe)
+        self.fingerprint, self.joint = self._attempt(self._describe)
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
         return self.score_lists([(prompt, responses)])[0]
@@ -70,11 +71,14 @@ class HttpReward:
             f"{self._section.retries}): " + "; ".join(causes)
         )
 
-    def _describe(self, address: str) -> str:
-        fingerprint = self._ask("GET", f"{address}/describe", None).get("fingerprint")
+    def _describe(self, address: str) -> tuple[str, bool]:
+        found = self._ask("GET", f"{address}/describe", None)
+        fingerprint, joint = found.get("fingerprint"), found.get("joint", False)
         if not isinstance(fingerprint, str) or not fingerprint:
             raise ValueError(f"/describe gave the fingerprint {fingerprint!r}, not a text")
-        return fingerprint
+        if not isinstance(joint, bool):
+            raise ValueError(f"/describe gave joint = {joint!r}, not true or false")
+        return fingerprint, joint
 
     def _ask(self, method: str, url: str, body: Any) -> dict[str, Any]:
         """The reply's JSON object; an error when it is late as a whole, too long, not a success, or something else."""

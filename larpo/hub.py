@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from larpo.errors import DataError
+from larpo.errors import DataError, HubUnreachable
 from larpo.model_folder import check_model_folder
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
@@ -39,7 +39,8 @@ def _downloaded(section: str, model: str, revision: str | None, own_code: bool, 
     try:
         found = huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
-        raise DataError(
+        unreachable = isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError | ConnectionError)
+        raise (HubUnreachable if unreachable else DataError)(
             f"{section}.model = {model!r}: cannot be had from the hub ({type(error).__name__}: {error}); check the id "
             f"and {section}.revision, log in for a gated model (hf auth login), or, without a network, give a local "
             f"folder{others}"

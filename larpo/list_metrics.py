@@ -8,6 +8,7 @@ from statistics import fmean
 from larpo.config import Config
 from larpo.hardness import hardness
 from larpo.lists import count_duplicates, is_cut, training_list
+from larpo.objective_table import get_spec
 from larpo.types import Candidate, CandidateList
 
 
@@ -17,7 +18,9 @@ def list_metrics(lists: Sequence[CandidateList], config: Config) -> dict[str, fl
     A group of numbers is absent where no list of the part has any: no fresh response, or nothing to train on.
     """
     fresh = [[c for c in item.candidates if c.origin == "sampled"] for item in lists]
-    metrics = {"lists/replayed": float(sum(not group for group in fresh))}
+    given = [all(c.origin == "given" for c in item.candidates) for item in lists]  # by a dataset
+    replayed = sum(not (group or of_dataset) for group, of_dataset in zip(fresh, given, strict=True))
+    metrics = {"lists/replayed": float(replayed)}
     return metrics | _fresh_metrics([group for group in fresh if group]) | _training_metrics(lists, config)
 
 
@@ -36,8 +39,8 @@ def _fresh_metrics(groups: Sequence[Sequence[Candidate]]) -> dict[str, float]:
 
 
 def _training_metrics(lists: Sequence[CandidateList], config: Config) -> dict[str, float]:
-    seed = config.run.seed
-    chosen = [training_list(item, config.lists, config.sampling, seed=seed) for item in lists]
+    seed, uses = config.run.seed, get_spec(config.objective.name).uses
+    chosen = [training_list(item, config.lists, config.sampling, seed=seed, uses=uses) for item in lists]
     trained = [item for item, _ in chosen if item is not None]
     reasons = [reason for item, reason in chosen if item is None]
     copies = sum(count_duplicates(item, config.lists, config.sampling, seed=seed) for item in lists)
@@ -48,11 +51,12 @@ def _training_metrics(lists: Sequence[CandidateList], config: Config) -> dict[st
     }
     if not trained:
         return metrics
-    hard = [hardness(item.candidates) for item in trained]
+    hard = [hardness(item.candidates) for item in trained if len(item.candidates) > 1]
+    if hard:
+        metrics["lists/reward_gap"] = fmean(h.reward_gap for h in hard)
+        metrics["lists/overlap"] = fmean(h.overlap for h in hard)
     candidates = [c for item in trained for c in item.candidates]
     return metrics | {
-        "lists/reward_gap": fmean(h.reward_gap for h in hard),
-        "lists/overlap": fmean(h.overlap for h in hard),
         "lists/size": len(candidates) / len(trained),
         "lists/remembered_share": fmean(c.origin == "remembered" for c in candidates),
     }

@@ -13,6 +13,7 @@ from typing import Literal
 from larpo.config import Lists, Sampling, Selection
 from larpo.errors import DataError
 from larpo.hardness import Ngrams, jaccard, word_ngrams
+from larpo.objective_table import Uses
 from larpo.types import Candidate, CandidateList, stable_hash
 
 CutOff = Literal["as_is", "last", "drop"]
@@ -120,9 +121,12 @@ def signal_lost(candidates: Sequence[Candidate]) -> str | None:
 
 
 def training_list(
-    full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int
+    full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int, uses: Uses = "order"
 ) -> tuple[CandidateList | None, str]:
     """What is trained on of a durable list, best first, or (None, why not).
+
+    `uses` is what the objective reads of a list (`ObjectiveSpec`): one that reads the best response alone gets it,
+    and has no need of a second.
 
     Candidates without token ids are left out: there is nothing to take a log-probability of. With negatives from other
     prompts, so are the prompt's own below the highest reward. The candidates
@@ -133,6 +137,8 @@ def training_list(
         distinct = tuple(c for c in distinct if c.origin == "given" or c.reward == distinct[0].reward)
     rewards = training_rewards(distinct, sampling.cut_off)
     rewarded = [c.replace(reward=reward) for c, reward in zip(distinct, rewards, strict=True)]
+    if uses == "one":
+        return (full.replace(candidates=tuple(rewarded[:1])), "") if rewarded else (None, "no candidate")
     chosen = select(rewarded, lists.selection)
     lost = signal_lost(chosen)
     return (None, lost) if lost else (full.replace(candidates=chosen), "")

@@ -74,15 +74,14 @@ def replays(
     return [remembered[prompt] for prompt in absent]
 
 
-def merge(current: CandidateList, remembered: Sequence[Candidate], *, seed: int) -> CandidateList:
-    """The list joined by what is remembered of its prompt (`remember`), each candidate once, ranked together
-    by reward.
+def join(current: CandidateList, remembered: Sequence[Candidate]) -> CandidateList:
+    """The list joined by what is remembered of its prompt (`remember`), each candidate once, not ranked yet.
 
     The list's own version of a candidate wins over a remembered one of the same id. Near duplicates stay here
     and are dropped by `larpo.lists.training_list`: this list is durable.
     """
     by_id = {c.id: c for c in [*(as_remembered(c) for c in remembered), *current.candidates]}
-    return current.replace(candidates=rank(list(by_id.values()), seed=seed, prompt_id=current.prompt.id))
+    return current.replace(candidates=tuple(by_id.values()))
 
 
 def with_references(item: CandidateList, references: Mapping[str, tuple[float, str]]) -> CandidateList:
@@ -102,6 +101,24 @@ def as_remembered(candidate: Candidate) -> Candidate:
     return candidate.replace(origin="remembered") if candidate.origin == "sampled" else candidate
 
 
-def needs_reward(candidate: Candidate, fingerprint: str, *, rescore: bool = True) -> bool:
-    """Whether a candidate must be scored: it has no reward or, with `rescore`, one that another reward model gave."""
-    return candidate.reward is None or (rescore and candidate.reward_fingerprint != fingerprint)
+def unscored(
+    item: CandidateList, fingerprint: str, *, joint: bool = False, rescore: bool = True
+) -> tuple[Candidate, ...]:
+    """The candidates that must be scored, in the order of their ids; `fingerprint` is the reward model's.
+
+    Those without a reward and, with `rescore`, those whose reward another model gave. A joint model's rewards compare
+    within one list only: with `rescore` they are all of a list's or none, so that a list that memory has changed is
+    ranked again as a whole. Without `rescore` a remembered candidate keeps the reward of the list it was ranked in,
+    and the others are ranked among themselves.
+    """
+    candidates = sorted(item.candidates, key=lambda c: c.id)
+    wanted = reward_fingerprint(candidates, fingerprint, joint=joint)
+    open_ = [c for c in candidates if c.reward is None or (rescore and c.reward_fingerprint != wanted)]
+    return tuple(candidates if joint and rescore and open_ else open_)
+
+
+def reward_fingerprint(together: Sequence[Candidate], fingerprint: str, *, joint: bool) -> str:
+    """What gives candidates that are scored together their rewards: the model and, where it is joint, their texts."""
+    if not joint:
+        return fingerprint
+    return f"{fingerprint}/{stable_hash(*(c.text for c in together)):016x}"

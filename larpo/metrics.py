@@ -158,6 +158,23 @@ _HELDOUT = (
     ),
 )
 
+_GIVEN_NOUNS = (
+    ("loss", "nats", "objective on held-out lists, mean over lists (over response tokens for sft)"),
+    ("score_accuracy", "share", "ordered pairs of a held-out list on which the policy's score agrees, mean over lists"),
+    ("log_prob_accuracy", "share", "the same by the policy's log-probability"),
+)
+_GIVEN = (  # runs whose answers come from a dataset
+    *_gauges("given", *_GIVEN_NOUNS),
+    *_gauges("given", *((f"{noun}_before", unit, f"{text}; base") for noun, unit, text in _GIVEN_NOUNS)),
+    *_gauges("given", *((f"{noun}_after", unit, f"{text}; trained") for noun, unit, text in _GIVEN_NOUNS)),
+    *_gauges("given", *((f"{noun}_diff", unit, f"{text}; trained minus base") for noun, unit, text in _GIVEN_NOUNS)),
+    *_gauges("given", *((f"{noun}_diff_low", unit, "lower end of its 95% interval") for noun, unit, _ in _GIVEN_NOUNS)),
+    *_gauges(
+        "given", *((f"{noun}_diff_high", unit, "upper end of its 95% interval") for noun, unit, _ in _GIVEN_NOUNS)
+    ),
+    *_gauges("given", ("lists", "lists", "held-out lists evaluated")),
+)
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -171,6 +188,7 @@ METRICS: Mapping[str, Metric] = {
         *_BUSY,
         *_RUN,
         *_HELDOUT,
+        *_GIVEN,
     )
 }
 

@@ -100,9 +100,10 @@ def file_sha256(path: Path) -> str:
 def new_folder(destination: Path) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its place at the end, or vanishes when the block raises.
 
-    A model folder that stood there is replaced; anything else that is not an empty folder is a DataError.
+    A model or adapter folder that stood there is replaced; anything else that is not an empty folder is a DataError.
     """
-    replaceable = destination.is_dir() and ((destination / "config.json").is_file() or not any(destination.iterdir()))
+    is_model = any((destination / name).is_file() for name in ("config.json", "adapter_config.json"))
+    replaceable = destination.is_dir() and (is_model or not any(destination.iterdir()))
     if destination.exists() and not replaceable:
         raise DataError(f"{destination}: is there already and is no model folder; give another place, or remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from larpo.errors import ConfigError
 
-Uses = Literal["pair", "best", "order", "values", "labels"]
+Uses = Literal["pair", "best", "order", "values", "labels", "one"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class ObjectiveSpec:
     """What an objective is and needs.
 
     `uses` is what it reads of a list: one winner and one loser (`pair`), the best against the others (`best`), the
-    order (`order`), the rewards' values (`values`), or which are better than the mean (`labels`).
+    order (`order`), the rewards' values (`values`), which are better than the mean (`labels`), or the best response
+    alone (`one`), so that a list of one is enough. `per` is what the sum of a step's losses is divided by: its lists,
+    or the response tokens in them.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ObjectiveSpec:
     reference: bool = True  # log-probabilities under the reference
     beta: bool = True  # the scale objective.beta means something
     divergence: bool = False  # the divergence estimated on mismatched prompts and responses
+    per: Literal["list", "token"] = "list"
     options: Mapping[str, float] = field(default_factory=dict)  # objective.options and their defaults
     function: str = ""  # where it is not called as the objective is
 
@@ -110,6 +113,16 @@ _SPECS = (
         takes="batch",
         reference=False,
         options={"margin": 1.6},
+    ),
+    ObjectiveSpec(
+        "sft",
+        "baselines",
+        "one",
+        "Ouyang 2022, arXiv 2203.02155, section 3.5",
+        takes="batch",
+        reference=False,
+        beta=False,
+        per="token",
     ),
 )
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from larpo.log_probs import PackedLogProbs, packed_log_probs
 from larpo.packing import PackedRow
+from larpo.types import stable_hash
 
 
 class PackedScorer(torch.nn.Module):
@@ -20,6 +21,9 @@ class PackedScorer(torch.nn.Module):
 
     Every pass calls the output head `head_calls` times at least, on no tokens if need be: under ZeRO-3 each call of a
     module is collective, and rows have more chunks or fewer.
+
+    What dropout leaves out of a row follows from the row and `step_seed` alone: it is the same in both passes of a list
+    that takes two, on whatever rank, and after a restart.
     """
 
     model: Any
@@ -27,9 +31,10 @@ class PackedScorer(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, chunk_tokens: int) -> None:
         super().__init__()
         self.model, self.chunk_tokens = model, chunk_tokens
-        self.head_calls = 1
+        self.head_calls, self.step_seed = 1, 0
 
     def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(stable_hash(self.step_seed, row.input_ids_T.tolist()))
         backbone = partial(self._backbone, self.head_calls - self.chunks_of(row))
         model: Any = SimpleNamespace(
             base_model=backbone,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,30 @@ def line_plot(
         _label_boundaries(axes[0], boundaries)
         axes[-1].set_xlabel(xlabel)
         axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
+        return _svg(figure)
+
+
+def category_plot(groups: Mapping[str, Sequence[float]], ylabel: str, bound: tuple[str, float], title: str = "") -> str:
+    """Values by category: a mark each, a bar at the mean; `bound` is a labelled horizontal line."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(max(5.8, 1.1 * len(groups)), 3.4), layout="constrained")
+        axis = figure.subplots()
+        axis.grid(axis="y")
+        axis.set_axisbelow(True)
+        for place, values in enumerate(groups.values()):
+            axis.plot([place] * len(values), values, "o", color=BLUE, markersize=5, alpha=0.75)
+            mean = sum(values) / len(values)
+            axis.plot([place - 0.22, place + 0.22], [mean, mean], color=ORANGE, linewidth=2)
+        axis.axhline(bound[1], color=GREY, linewidth=1, linestyle="--", label=bound[0])
+        axis.set_xticks(range(len(groups)), list(groups))
+        axis.set_xlim(-0.6, len(groups) - 0.4)
+        axis.margins(y=0.18)
+        axis.set_ylabel(ylabel)
+        axis.set_title(title, fontsize=9.5, loc="left")
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=8.5, borderpad=0)
         return _svg(figure)
 
 

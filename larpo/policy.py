@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import larpo
-from larpo.config import Config
+from larpo.config import Config, Lora
 from larpo.config import Policy as PolicyKnobs
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
@@ -113,17 +113,14 @@ def open_policy(policy: PreparedPolicy, trust_remote_code: bool = False) -> tupl
     Raises:
         DataError: one of them cannot be read, or parameters and files do not fit each other.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    path, shared = policy.path, {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    path = policy.path
     try:
         tokenizer = load_tokenizer(path, trust_remote_code)
         has_generation = (path / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(path) if has_generation else None
-        config = AutoConfig.from_pretrained(path, **shared)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = empty_policy(path, trust_remote_code)
     except Exception as error:  # transformers raises whatever the parser of a damaged file raises
         raise DataError(f"model folder {path}: cannot be read ({type(error).__name__}: {error}); repair it") from error
     there = tensor_shapes(path)
@@ -134,7 +131,17 @@ def open_policy(policy: PreparedPolicy, trust_remote_code: bool = False) -> tupl
             f" under their name and shape, the first being {strange[0]!r}: its config belongs to other weights, or this"
             " kind of model stores them under other names; give another folder"
         )
-    return tokenizer, generation, config
+    return tokenizer, generation, model.config
+
+
+def empty_policy(path: Path, trust_remote_code: bool = False) -> Any:
+    """The model of a folder with its names and shapes, and no memory behind them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 # --- Bundled
@@ -203,33 +210,59 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def model_card(
-    config: Config, results: Mapping[str, float], base: str, *, name: str = "", notes: Sequence[str] = ()
+    config: Config,
+    results: Mapping[str, float],
+    base: str,
+    *,
+    name: str = "",
+    notes: Sequence[str] = (),
+    adapter_only: bool = False,
 ) -> str:
     """A model card: front matter for the hub, then how the model was made and what was measured.
 
     `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids. `notes` say
-    what is worth knowing of the base model's weights.
+    what is worth knowing of the base model's weights; `adapter_only`, that the folder holds LoRA's adapters alone.
     """
-    base_id = _BASES.get(base, base)
-    is_id = base_id.count("/") <= 1 and not base_id.startswith(("/", ".", "~")) and not Path(base_id).exists()
-    front = ["---", *([f"base_model: {base_id}"] if is_id else []), "library_name: transformers"]
+    library = "peft" if adapter_only else "transformers"
+    model = base_id(base)
+    is_id = model.count("/") <= 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
+    front = ["---", *([f"base_model: {model}"] if is_id else []), f"library_name: {library}"]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    return "\n".join([*front, "", *_story(config, base_id, name, notes), *_numbers(results), *_CITATION]) + "\n"
+    return (
+        "\n".join([*front, "", *_story(config, model, name, notes, adapter_only), *_numbers(results), *_CITATION])
+        + "\n"
+    )
+
+
+def base_id(model: str) -> str:
+    """The hub id of a bundled model's origin; any other name as it is."""
+    return _BASES.get(model, model)
 
 
 def _tags(config: Config) -> tuple[str, ...]:
     return ("alignment", "preference-optimization", "larpo", config.objective.name)
 
 
-def _story(config: Config, base_id: str, name: str, notes: Sequence[str]) -> list[str]:
+_LORA_MERGED = "Trained with LoRA; the adapters are merged into these weights, which need no peft."
+_LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.from_pretrained` puts on the base."
+
+
+def _lora_row(lora: Lora) -> list[str]:
+    on = ", ".join(lora.target_modules)
+    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {on} |"
+    return [row] if lora.rank else []
+
+
+def _story(config: Config, base: str, name: str, notes: Sequence[str], adapter_only: bool) -> list[str]:
     training, sampling, lists = config.training, config.sampling, config.lists
     return [
         f"# {name or config.run.name or 'A policy aligned as a retriever'}",
         "",
         *([config.description, ""] if config.description else []),
-        f"{base_id}, aligned with larpo: the policy samples candidates as a retriever does, a reward model ranks",
+        f"{base}, aligned with larpo: the policy samples candidates as a retriever does, a reward model ranks",
         "them, and the policy is trained on the ranked lists (Jin et al. 2025, Algorithm 1).",
         *(f"Of the base model: {note}." for note in notes),
+        *([_LORA_ALONE if adapter_only else _LORA_MERGED] if config.policy.lora.rank else []),
         "",
         "| | |",
         "|---|---|",
@@ -242,6 +275,7 @@ def _story(config: Config, base_id: str, name: str, notes: Sequence[str]) -> lis
         f"| training | {training.iterations} iterations of {training.epochs} epochs, "
         f"{training.lists_per_step} lists a "
         f"step, learning rate {training.optimizer.learning_rate} |",
+        *_lora_row(config.policy.lora),
         f"| seed | {config.run.seed} |",
         f"| made with | larpo {larpo.__version__} |",
         "",

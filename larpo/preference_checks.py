@@ -19,11 +19,14 @@ def preference_problems(config: Config) -> list[str]:
             f"training.iterations = {training.iterations}: a run on a dataset has one iteration; leave it out, and set "
             "training.epochs for more passes"
         )
-    count = training.prompts_per_iteration
-    if "prompts_per_iteration" in training.model_fields_set and count != section.train_count:
+    if config.lists.negatives != "sampled":
         problems.append(
-            f"training.prompts_per_iteration = {count}: a run on a dataset takes all its training rows; leave it out, "
-            "and set preferences.train_count for fewer"
+            f"lists.negatives = {config.lists.negatives!r}: a dataset brings its own losers; leave the knob out"
+        )
+    if config.objective.reference == "iteration":
+        problems.append(
+            "objective.reference = 'iteration': a run on a dataset has one iteration, which begins with the initial "
+            "policy; leave the knob out"
         )
     return problems
 

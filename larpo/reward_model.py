@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from larpo.errors import DataError
+from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
+from larpo.lora import adapted_layers, with_lora
 from larpo.model_folder import check_model_folder, new_folder
 from larpo.reward_training_config import Base
 
@@ -63,6 +64,8 @@ def write_untrained(base: Path, destination: Path, section: Base, *, seed: int) 
 def load_trainable(folder: Path, section: Base) -> Any:
     """The classifier of `write_untrained`, ready to train: no dropout, and what is frozen without gradient.
 
+    torch's generator draws the adapters: seed it alike on every rank.
+
     Dropout is off, as in TRL's RewardTrainer: the same conversation then has the same reward in training and scoring.
     """
     from transformers import AutoModelForSequenceClassification
@@ -71,6 +74,8 @@ def load_trainable(folder: Path, section: Base) -> Any:
         folder, dtype=getattr(torch, section.dtype), use_safetensors=True, local_files_only=True
     )
     _without_dropout(model)
+    if section.lora.rank:
+        return with_lora(model, section.lora, also_trained=_head(model))
     if section.trained == "head":
         for parameter in model.base_model.parameters():
             parameter.requires_grad = False
@@ -78,6 +83,27 @@ def load_trainable(folder: Path, section: Base) -> Any:
         for parameter in pooler.parameters() if pooler is not None else ():
             parameter.requires_grad = True
     return model
+
+
+def check_adapters(base: Path, section: Base) -> None:
+    """ConfigError for adapters that the base cannot have; the model is made without memory."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    if not section.lora.rank:
+        return
+    config = AutoConfig.from_pretrained(base, local_files_only=True, num_labels=1)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    try:
+        adapted_layers(model, section.lora)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("policy.lora", "base.lora")) from None
+
+
+def _head(model: Any) -> list[str]:
+    """What stands beside the body and has weights."""
+    beside = (name for name, child in model.named_children() if child is not model.base_model)
+    return [name for name in beside if any(True for _ in model.get_submodule(name).parameters())]
 
 
 def _without_dropout(model: Any) -> None:

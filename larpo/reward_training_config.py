@@ -9,6 +9,7 @@ from pydantic import Field
 
 from larpo.config import (
     Checkpoints,
+    Lora,
     Optimizer,
     Positive,
     Preferences,
@@ -31,6 +32,7 @@ class Base(Section):
     revision: str | None = None  # hub revision
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of its weights, in training and when written
     trained: Literal["all", "head"] = "all"  # the whole model, or its head (with an encoder's pooler) alone
+    lora: Lora = Lora()  # adapters beside a frozen body, the head trained in full; merged into what is written
     max_tokens: Positive = 4096  # lists with a longer conversation are left out (reported), never cut
 
 
@@ -94,6 +96,11 @@ def reward_training_problems(config: RewardTraining) -> list[str]:
         problems.append(
             "training.loss = 'plackett_luce': takes no preferences.columns.margin; leave it out, or set "
             "training.loss=bradley_terry"
+        )
+    if config.base.lora.rank and config.base.trained == "head":
+        problems.append(
+            f"base.lora.rank = {config.base.lora.rank}: adapters train the body, but base.trained = 'head' leaves it "
+            "as it is; set one of them only"
         )
     if section.heldout_count < 1:
         problems.append("preferences.heldout_count = 0: accuracy and calibration need held-out rows; set it")

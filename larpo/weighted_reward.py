@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from larpo.config import Reward as RewardSection
-from larpo.rewards import Request, Reward, finite, make_reward_model
+from larpo.rewards import Maker, Request, Reward, finite, make_reward_model
 from larpo.types import Prompt, stable_hash
 
 
@@ -16,9 +16,10 @@ class WeightedReward:
     it by something else than the others.
     """
 
-    def __init__(self, section: RewardSection) -> None:
+    def __init__(self, section: RewardSection, makers: Mapping[str, Maker] | None = None) -> None:
         self._section = section
-        self._models = [make_reward_model(part) for part in section.parts]
+        self._models = [make_reward_model(part, makers) for part in section.parts]
+        self.joint = any(model.joint for model in self._models)
         parts = [f"{model.fingerprint}*{part.weight}" for model, part in zip(self._models, section.parts, strict=True)]
         self.fingerprint = f"{stable_hash('weighted', *parts, section.word_weight, section.failed_reward):016x}"
 

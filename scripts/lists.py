@@ -13,6 +13,7 @@ from actors.preparation import CONFIG_FILE
 from larpo.errors import ConfigError, DataError
 from larpo.export import Row, preference_rows, ranked_row, write_rows
 from larpo.lists import training_list
+from larpo.objective_table import get_spec
 from larpo.recipe import load_config
 from larpo.records import read_lists
 from larpo.types import CandidateList
@@ -94,7 +95,8 @@ def _chosen(options: argparse.Namespace) -> Iterator[CandidateList]:
         if not options.trained:
             yield item
             continue
-        selected, _ = training_list(item, config.lists, config.sampling, seed=config.run.seed)
+        uses = get_spec(config.objective.name).uses
+        selected, _ = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
         if selected is not None:
             yield selected
 

@@ -56,7 +56,7 @@ def application(actor: RewardActor) -> web.Application:
     """The two routes that `larpo.http_reward` describes; with LARPO_REWARD_TOKEN set, only who knows it is answered."""
     from aiohttp import web
 
-    fingerprint, token = actor.describe()["fingerprint"], os.environ.get(TOKEN)
+    described, token = actor.describe(), os.environ.get(TOKEN)
 
     @web.middleware
     async def known(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -66,7 +66,7 @@ def application(actor: RewardActor) -> web.Application:
         return await handler(request)
 
     async def describe(request: web.Request) -> web.Response:
-        return web.json_response({"fingerprint": fingerprint})
+        return web.json_response({"fingerprint": described.fingerprint, "joint": described.joint})
 
     async def score(request: web.Request) -> web.Response:
         try:
@@ -78,7 +78,7 @@ def application(actor: RewardActor) -> web.Application:
         except LarpoError as error:
             return web.json_response({"error": str(error)}, status=422)
         found = [[{"value": r.value, "failure": r.failure} for r in row] for row in rewards]
-        return web.json_response({"fingerprint": fingerprint, "rewards": found})
+        return web.json_response({"fingerprint": described.fingerprint, "rewards": found})
 
     async def stop(_: web.Application) -> None:
         await asyncio.wait_for(actor.close(), 60)

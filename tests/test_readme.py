@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, lists
+from scripts import align, compare, experiment, lists
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +29,12 @@ def test_the_map_names_nothing_that_is_gone():
 
 @pytest.mark.parametrize(
     ("script", "parse", "least"),
-    [("align", align.parser, 3), ("lists", lists.parser, 2), ("compare", compare.parser, 1)],
+    [
+        ("align", align.parser, 3),
+        ("lists", lists.parser, 2),
+        ("compare", compare.parser, 1),
+        ("experiment", experiment.parser, 1),
+    ],
 )
 def test_every_command_parses(script, parse, least):
     commands = re.findall(rf"^python -m scripts\.{script} ([^#\n]*)", README, flags=re.MULTILINE)
@@ -39,9 +44,12 @@ def test_every_command_parses(script, parse, least):
         parse().parse_args([word for word in words if word])
 
 
-def test_every_bundled_recipe_is_in_the_table():
+def test_every_bundled_recipe_is_in_a_table():
+    """The README's own, or that of a page which it links."""
+    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" in README)]
+    rows = [line for page in pages for line in page.splitlines() if "`" in line]
     for recipe in bundled_recipes():
-        assert f"| `{recipe}` |" in README
+        assert any(f"`{recipe}`" in row for row in rows), recipe
 
 
 def test_every_make_target_exists():

@@ -43,8 +43,8 @@ def test_ranks_counts_and_describes():
     assert rewards == EXPECTED
     assert (stats["lists"], stats["responses"], stats["failures"]) == (2, 5, 0)
     assert stats["busy_seconds"] > 0
-    assert (described["kind"], described["name"]) == ("verifier", "reasoning_gym")
-    assert described["fingerprint"]
+    assert (described.kind, described.name, described.joint) == ("verifier", "reasoning_gym", False)
+    assert described.fingerprint
 
 
 def test_stays_responsive_takes_turns_and_counts_time_once(slow_verifier):
@@ -85,7 +85,7 @@ def test_in_a_ray_actor(local_ray):
 
     actor = place_reward(RewardSection())
     assert local_ray.get(actor.rank.remote(REQUESTS), timeout=60) == EXPECTED
-    assert local_ray.get(actor.describe.remote(), timeout=10)["name"] == "reasoning_gym"
+    assert local_ray.get(actor.describe.remote(), timeout=10).name == "reasoning_gym"
     assert local_ray.get(actor.stats.remote(), timeout=10)["responses"] == 5
     kill(actor)
 

@@ -7,6 +7,7 @@ import pytest
 
 from actors import placement
 from actors.cast import RewardPool
+from actors.reward import Described
 from larpo.config import Config
 from larpo.errors import DataError, RewardError
 
@@ -20,7 +21,7 @@ class Double:
         self.rank = SimpleNamespace(remote=lambda requests: self._rank(requests, seconds, error))
 
     async def _describe(self, fingerprint):
-        return {"fingerprint": fingerprint}
+        return Described("verifier", "toy", fingerprint)
 
     async def _rank(self, requests, seconds, error):
         self.batches.append(requests)

@@ -211,4 +211,23 @@ def test_the_reference_server_serves_a_verifier(monkeypatch):
 
     rewards, fingerprint = asyncio.run(work())
     assert rewards == [[Reward(1.0), Reward(0.0)], [Reward(1.0)]]
-    assert fingerprint == actor.describe()["fingerprint"]
+    assert fingerprint == actor.describe().fingerprint
+
+
+def test_the_reference_server_ranks_whole_lists_where_the_model_is_joint(tmp_path, monkeypatch):
+    from aiohttp.test_utils import TestServer
+
+    from actors.reward import RewardActor
+    from scripts.serve_reward import application
+
+    (tmp_path / "served_ranks.py").write_text("def size(prompt, texts): return [len(texts)] * len(texts)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    actor = RewardActor(RewardSection(kind="callable", name="served_ranks:size"))
+
+    async def work():
+        async with TestServer(application(actor)) as served:
+            endpoint = Endpoint(addresses=(str(served.make_url("")).rstrip("/"),), retries=0)
+            model = await asyncio.to_thread(make_reward_model, RewardSection(kind="http", endpoint=endpoint))
+            return model.joint, await asyncio.to_thread(model.score_lists, REQUESTS)
+
+    assert asyncio.run(work()) == (True, [[Reward(2.0), Reward(2.0)], [Reward(1.0)]])

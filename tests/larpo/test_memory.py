@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larpo.memory import is_remembered, merge, needs_reward, remember, replays
+from larpo.memory import is_remembered, join, remember, replays, reward_fingerprint, unscored
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
 MODES = ("current", "current_and_previous", "current_and_all_previous")
@@ -103,22 +103,16 @@ def test_a_given_candidate_stays_given():
     assert {c.id: c.origin for c in found} == {"a": "given", "b": "remembered"}
 
 
-def test_merge_ranks_together_and_takes_none_twice():
-    current = entry(2, "p", candidate("x", 1.5, 2), candidate("a", 0.1, 2))
+def test_join_takes_none_twice():
+    current = entry(2, "p", candidate("x", None, 2), candidate("a", 0.1, 2))
     old = [candidate("a", 1.0, 0), candidate("e", 2.0, 1)]
-    merged = merge(current, old, seed=0)
-    assert [(c.id, c.origin, c.reward) for c in merged.candidates] == [
-        ("e", "remembered", 2.0), ("x", "sampled", 1.5), ("a", "sampled", 0.1),
+    joined = join(current, old)
+    assert [(c.id, c.origin, c.reward) for c in sorted(joined.candidates, key=lambda c: c.id)] == [
+        ("a", "sampled", 0.1), ("e", "remembered", 2.0), ("x", "sampled", None),
     ]  # fmt: skip
-    assert merged.replace(candidates=()) == current.replace(candidates=())
-    assert merge(current, [], seed=0).candidates == current.candidates
-
-
-def test_merging_again_changes_nothing():
-    current = entry(2, "p", candidate("x", 1.5, 2))
-    remembered = remember(THREE, "current_and_all_previous", 2, seed=0)["p"].candidates
-    once = merge(current, remembered, seed=0)
-    assert merge(once, remembered, seed=0) == once
+    assert joined.replace(candidates=()) == current.replace(candidates=())
+    assert join(current, []) == current
+    assert set(join(joined, old).candidates) == set(joined.candidates)
 
 
 def test_replays_are_of_prompts_that_were_not_drawn():
@@ -147,12 +141,28 @@ def test_an_age_limit_shortens_what_the_mode_reaches():
     assert remembered(3, "current", 2) == {}
 
 
-def test_rewards_of_another_model_stay_where_nothing_is_scored_again():
-    assert not needs_reward(candidate("a", 1.0, fingerprint="f"), "g", rescore=False)
-    assert needs_reward(candidate("a", None, fingerprint="f"), "g", rescore=False)
+@pytest.mark.parametrize(
+    ("rescore", "joint", "expected"),
+    [(True, False, "bc"), (False, False, "c"), (True, True, "abc"), (False, True, "c")],
+)
+def test_unscored_are_those_without_a_reward_of_this_model(rescore, joint, expected):
+    item = entry(1, "p", candidate("c", None), candidate("a", 1.0, fingerprint="f"), candidate("b", 1.0))
+    item = item.replace(candidates=(*item.candidates[:2], item.candidates[2].replace(reward_fingerprint="g")))
+    assert "".join(c.id for c in unscored(item, "f", joint=joint, rescore=rescore)) == expected
 
 
-def test_needs_reward():
-    assert not needs_reward(candidate("a", 1.0, fingerprint="f"), "f")
-    assert needs_reward(candidate("a", 1.0, fingerprint="f"), "g")
-    assert needs_reward(candidate("a", None, fingerprint="f"), "f")
+def scored(item, fingerprint="f", joint=True):
+    """The list after its unscored candidates got rewards."""
+    group = unscored(item, fingerprint, joint=joint)
+    given = {c.id: c.replace(reward_fingerprint=reward_fingerprint(group, fingerprint, joint=joint)) for c in group}
+    return item.replace(candidates=tuple(given.get(c.id, c) for c in item.candidates))
+
+
+def test_a_joint_list_is_ranked_again_as_a_whole_whenever_it_changed_and_only_then():
+    done = scored(entry(1, "p", candidate("a"), candidate("b")))
+    assert unscored(done, "f", joint=True) == ()
+    assert unscored(done.replace(candidates=done.candidates[::-1]), "f", joint=True) == ()
+    assert ids(unscored(done, "g", joint=True)) == "ab"
+    assert ids(unscored(join(done, [candidate("c", 5.0)]), "f", joint=True)) == "abc"
+    assert ids(unscored(done.replace(candidates=done.candidates[:1]), "f", joint=True)) == "a"
+    assert unscored(join(done, [candidate("c", 5.0)]), "f", joint=True, rescore=False) == ()

@@ -345,6 +345,19 @@ def test_the_model_card():
     assert "top_and_bottom" in card
     assert "base_model" not in model_card(config, {}, "/models/mine")
     assert "No numbers were measured" in model_card(config, {}, "/models/mine")
+    assert "LoRA" not in card
+
+
+def test_the_model_card_of_a_model_that_lora_trained():
+    """Of the merged model, and of the adapters alone."""
+    config = load_config("quickstart", ["policy.lora={rank: 8, alpha: 32, target_modules: [q_proj, v_proj]}"])
+    merged, alone = (model_card(config, {}, config.policy.model, adapter_only=only) for only in (False, True))
+    assert "library_name: transformers\n" in merged
+    assert "library_name: peft\n" in alone
+    assert "the adapters are merged into these weights" in merged
+    assert "peft.PeftModel.from_pretrained" in alone
+    for card in (merged, alone):
+        assert "| LoRA | rank 8, alpha 32, dropout 0, on q_proj, v_proj |" in card
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_a_hub_data_set_without_a_network(monkeypatch):
 def test_a_hub_data_set(monkeypatch):
     import datasets
 
-    def load(source, split, revision):
+    def load(source, subset, split, revision):
         assert (source, split, revision) == ("someone/some-set", "test", "abc")
         return datasets.Dataset.from_list([{"q": "a"}, {"q": "b"}])
 

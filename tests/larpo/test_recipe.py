@@ -31,7 +31,9 @@ def recipe_file(tmp_path):
 # --- What loads
 
 
-ALL = [full for name in bundled_recipes() for full in ([f"{name}:{arm}" for arm in arms(name)] or [name])]
+REWARD_TRAININGS = {"minilm-reward"}  # of another root: test_reward_training_config
+RUNS = sorted({*bundled_recipes()} - REWARD_TRAININGS)
+ALL = [full for name in RUNS for full in ([f"{name}:{arm}" for arm in arms(name)] or [name])]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -365,11 +367,14 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
         (["reward.kind=http", "reward.endpoint.addresses=[127.0.0.1:8100]"], "must begin with http:// or https://"),
         (["reward.kind=http", "reward.endpoint.addresses=['http://me:secret@host']"], "hold no user or password"),
         (["reward.kind=htp"], "reward.kind"),
+        (["reward.kind=callable"], "reward.name = 'reasoning_gym': callable needs your own function"),
         (["reward.kind=weighted"], "reward.parts = []: weighted needs one part or more"),
         (["reward.kind=weighted", "reward.parts=[{kind: http}]"], "reward.parts[0].endpoint.addresses = []"),
         (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
         (["reward.word_weight=0.1"], "only kind = 'weighted' adds up"),
         ([*FILE, "prompts.columns.prompt=p", "reward.name=gsm8k"], "reward.name = 'gsm8k': needs answers"),
+        ([*FILE, "prompts.columns.prompt=p", "reward.name=math"], "reward.name = 'math': needs answers"),
+        ([*IFEVAL, "reward.name=math"], "reward.name = 'math': needs answers, which prompts.source = 'ifeval' has not"),
     ],
 )
 def test_a_reward_without_what_its_kind_asks_for_is_refused(overrides, message):
@@ -380,6 +385,7 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     file = ["prompts.source=x.jsonl", "prompts.tasks={}", "prompts.columns.prompt=question"]
     load_config("quickstart", ["reward.name=gsm8k", "prompts.columns.answer_key=answer", *file])
     load_config("quickstart", ["reward.kind=sequence_classification", "reward.classifier.model=some/model"])
+    assert load_config("quickstart", ["reward.kind=callable", "reward.name=my.ranks:of"]).reward.source == "my.ranks:of"
     served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
     assert served.reward.source == "http://127.0.0.1:8100"
     parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"

@@ -144,6 +144,17 @@ def test_reasoning_gym_is_fast_and_needs_no_warm_up():
         model.close()
 
 
+def test_math_that_never_ends_costs_its_own_time_only():
+    """math-verify's own limits, which need signals, are off: the process's limit ends it."""
+    model = make_reward_model(RewardSection(name="math", timeout_s=3.0))
+    half = Prompt("h", (Message("user", "Half?"),), "", {"answer": r"\boxed{\frac{1}{2}}"})
+    try:
+        rewards = model.score(half, [r"\boxed{0.5}", r"\boxed{9^{9^{9^{9}}}}", "1/2", "2"])
+    finally:
+        model.close()
+    assert rewards == [Reward(1.0), Reward(0.0, "timed out after 3 s"), Reward(1.0), Reward(0.0)]
+
+
 def test_a_closed_model_says_so(odd_path):
     model = VerifierReward("odd_verifiers:odd")
     (pid,) = model.score(PROMPT, ["pid"])
@@ -157,7 +168,7 @@ def test_a_closed_model_says_so(odd_path):
 def test_verifiers_that_cannot_be_loaded(odd_path):
     (odd_path / "broken_verifiers.py").write_text("import no_such_package\ndef f(prompt, response): return 0.0\n")
     (odd_path / "dying_verifiers.py").write_text("import os\nos._exit(9)\n")
-    with pytest.raises(ConfigError, match="known: gsm8k, ifeval, reasoning_gym"):
+    with pytest.raises(ConfigError, match="known: gsm8k, ifeval, math, reasoning_gym"):
         make_reward_model(RewardSection(name="nope"))
     with pytest.raises(ConfigError, match="no_such_package"):
         VerifierReward("broken_verifiers:f")

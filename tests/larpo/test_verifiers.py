@@ -15,7 +15,9 @@ from larpo.verifiers import (
     get_verifier,
     gsm8k,
     ifeval,
+    last_boxed,
     last_number,
+    math,
     reasoning_gym,
     verifier_version,
 )
@@ -213,9 +215,9 @@ def test_get_verifier_by_name_and_by_path(tmp_path, monkeypatch):
         get_verifier("no_such_module_here:f")
 
 
-@pytest.mark.parametrize("name", ["", "math", "os.system", "a:b:c", "a b:c", "a:b()", "-c:x"])
+@pytest.mark.parametrize("name", ["", "maths", "os.system", "a:b:c", "a b:c", "a:b()", "-c:x"])
 def test_unknown_names_are_refused_with_the_known_ones(name):
-    with pytest.raises(ConfigError, match="ifeval, reasoning_gym"):
+    with pytest.raises(ConfigError, match="ifeval, math, reasoning_gym"):
         check_verifier_name(name)
 
 
@@ -250,3 +252,72 @@ def test_gsm8k_without_a_gold_number_is_refused():
     with pytest.raises(DataError, match="'#### none' holds no number"):
         gsm8k(Prompt("p", (), "", {"answer": "#### none"}), "1")
     assert verifier_version("gsm8k").startswith("larpo==")
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{3}, no: \boxed{7}", "7"),
+        (r"\boxed{7} and \boxed{", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
+        (r"It is $\boxed 42$.", "42"),
+        (r"\fbox{9}", "9"),
+        (r"\boxed {5}", "5"),
+        ("42", None),
+        (r"\boxed{", None),
+    ],
+)
+def test_last_boxed(text, held):
+    assert last_boxed(text) == held
+
+
+RIGHT, WRONG = 1.0, 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "reward"),
+    [
+        (r"Half of it: $\boxed{\frac{1}{2}}$.", r"So it is $\frac{2}{4}$.", RIGHT),
+        (r"\frac12", r"\boxed{0.5}", RIGHT),
+        (r"\dfrac{9}{19}", "The final answer is 9/19", RIGHT),
+        (r"\frac12", r"\boxed{\frac13}", WRONG),
+        (12, "The answer is 12.", RIGHT),
+        ("12", "It is 13", WRONG),
+        ("12", "", WRONG),
+        ("1,234", r"\boxed{1234}", RIGHT),
+        (r"\$18.90", r"\boxed{18.9}", RIGHT),
+        (r"11\text{ cm}", r"\boxed{11}", RIGHT),
+        ("11", r"\boxed{11\text{ cm}^2}", RIGHT),
+        (r"90^\circ", r"\boxed{90}", RIGHT),
+        (r"10\%", r"\boxed{10}", RIGHT),
+        ("[2,5)", r"\boxed{[2, 5)}", RIGHT),
+        ("[2,5)", r"\boxed{(2, 5)}", WRONG),
+        (r"(-\infty, 3)", r"\boxed{(-\infty,3)}", RIGHT),
+        (r"\{1,2\}", r"\boxed{\{2,1\}}", RIGHT),
+        ("1,2", r"\boxed{2 \text{ and } 1}", RIGHT),
+        ("1,2", r"\boxed{1}", WRONG),
+        ("(3,4)", r"\boxed{(4,3)}", WRONG),
+        (r"2\sqrt{2}", r"\boxed{\sqrt{8}}", RIGHT),
+        ("(x+1)^2", r"\boxed{x^2+2x+1}", RIGHT),
+        ("(x+1)^2", r"\boxed{x^2+1}", WRONG),
+        ("6+9i", r"\boxed{9i+6}", RIGHT),
+        ("x=5", r"\boxed{5}", RIGHT),
+        ("y=2x+3", r"\boxed{3+2x = y}", RIGHT),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", RIGHT),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 2 \\ 1 \end{pmatrix}}", WRONG),
+        (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", RIGHT),
+        (r"\text{(C)}", r"\boxed{D}", WRONG),
+        ("7", r"\boxed{3}? No: \boxed{7}", RIGHT),
+        ("7", r"\boxed{7}? No: \boxed{3}", WRONG),
+    ],
+)
+def test_math_by_hand(answer, response, reward):
+    assert math(Prompt("p", (), "", {"answer": answer}), response) == reward
+
+
+def test_math_without_a_gold_answer_is_refused():
+    with pytest.raises(DataError, match="reads no answer in ''"):
+        math(Prompt("p", (), "", {"answer": ""}), "1")
+    assert verifier_version("math").startswith("math-verify==0.9")

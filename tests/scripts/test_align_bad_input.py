@@ -97,6 +97,20 @@ def test_options_may_stand_between_overrides(toy, capsys):
         (["quickstart", "run.name=a/b"], ["run.name = 'a/b'", "folder name"]),
         (["quickstart", "reward.name=reasoning_gim"], ["reasoning_gim", "ifeval", "module:function"]),
         (["quickstart", "reward.name=nomodule_here:f"], ["nomodule_here", "PYTHONPATH"]),
+        (["quickstart", "policy.lora.alpha=8"], ["policy.lora.alpha is given, but policy.lora.rank is 0"]),
+        (
+            ["quickstart", "policy.lora.rank=4", "policy.lora.target_modules=[]"],
+            ["modules = []", "[all-linear]"],
+        ),
+        (
+            ["quickstart", "policy.lora.rank=4", "policy.lora.target_modules=[all-linear, q_proj]"],
+            ["all-linear stands for every name"],
+        ),
+        (
+            ["quickstart", "policy.lora.rank=4", "policy.lora.target_modules=q_proj"],
+            ["must be a list", "[q_proj]"],
+        ),
+        (["quickstart", "policy.lora.rank=4", "policy.lora.dropout=1.0"], ["dropout = 1.0", "less than 1"]),
         ([], ["no recipe given"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -129,6 +143,18 @@ def test_a_missing_file(refused, dry, toy, tmp_path):
 def test_a_dataset_without_the_mapped_columns(refused, dry, toy):
     says = ["prompts.jsonl, line 1", "no column 'question'", "text"]
     refused(*toy(None, "prompts.columns.prompt=question"), *dry, says=says)
+
+
+@DRY_OR_NOT
+@pytest.mark.parametrize(
+    ("knob", "says"),
+    [
+        ("target_modules=[q_proj, gate]", ["['gate']", "choose from down_proj, gate_proj, k_proj", "all-linear"]),
+        ("rank=65", ["policy.lora.rank = 65", "k_proj has 128 inputs and 64 outputs"]),
+    ],
+)
+def test_adapters_that_the_policy_cannot_have(refused, dry, toy, knob, says):
+    refused(*toy(None, "policy.lora.rank=4", f"policy.lora.{knob}"), *dry, says=says)
 
 
 @DRY_OR_NOT

@@ -17,8 +17,11 @@ def share_of_small_letters(prompt, response):
 RISE = 0.15  # of the mean training reward, from the first to the last iteration; chance gives 0.1 throughout
 
 
-@pytest.fixture(scope="module")
-def run(tiny_policy, tmp_path_factory) -> Path:
+LORA = {"policy.lora.rank": 16, "policy.lora.alpha": 32, "training.optimizer.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module", params=["all weights", pytest.param("LoRA", marks=pytest.mark.slow)])
+def run(request, tiny_policy, tmp_path_factory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("end_to_end")
     (folder / "toy_reward.py").write_text(REWARD)
@@ -27,7 +30,8 @@ def run(tiny_policy, tmp_path_factory) -> Path:
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe(folder, tiny_policy)))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(folder)
-    command = [sys.executable, "-m", "scripts.align", str(folder / "toy.yaml"), "run.name=toy"]
+    knobs = [f"{key}={value}" for key, value in LORA.items()] if request.param == "LoRA" else []
+    command = [sys.executable, "-m", "scripts.align", str(folder / "toy.yaml"), "run.name=toy", *knobs]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     (folder / "runs" / "stdout.txt").write_text(done.stdout)
@@ -143,6 +147,8 @@ def test_the_model_loads_in_transformers_and_has_learned(run, tiny_policy):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from larpo.recipe import load_config
+
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
     turn = [{"role": "user", "content": "Say something about 3."}]
     ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -152,6 +158,14 @@ def test_the_model_loads_in_transformers_and_has_learned(run, tiny_policy):
         before, after = (m(**ids).logits[0, -1].softmax(-1)[letters].sum() for m in (base, model))
     assert after > before
     assert "larpo" in (run / "model" / "README.md").read_text()
+    adapter = run / "adapter"
+    assert adapter.exists() == (load_config(str(run / "config.yaml")).policy.lora.rank > 0)
+    if adapter.exists():
+        import peft
+
+        with torch.no_grad():
+            adapted = peft.PeftModel.from_pretrained(base, adapter)(**ids).logits
+            torch.testing.assert_close(adapted, model(**ids).logits, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow

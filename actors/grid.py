@@ -1,0 +1,204 @@
+"""Runs the arms of a grid, one after another, each as its own `scripts.align`; what is there is not run again.
+
+An arm that was interrupted is resumed. A new one shares the first lists and the base evaluation of an arm that sampled
+the same. Of a run that is done its result is kept as JSON, its lists, model and report stay, its checkpoints go.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import larpo
+from actors.heldout import result_file
+from actors.preparation import CONFIG_FILE
+from actors.sharing import evaluation_knobs, lists_knobs
+from larpo.config import Config
+from larpo.errors import ConfigError, DataError, TrainingError
+from larpo.evaluation import HeldoutResult
+from larpo.experiment import ArmResult, rounded_rewards
+from larpo.recipe import arms, flat_knobs, load_config, recipe_name
+from larpo.run_log import read_run_log
+
+_OWN = ("run.", "description")  # knobs that say nothing of what an arm does
+_HARDNESS = ("lists/reward_gap", "lists/overlap", "lists/reward_mean", "lists/reward_best", "lists/size")
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm under one seed: its recipe, configuration, and where run and result go."""
+
+    arm: str
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+    config: Config
+    folder: Path
+    result: Path
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        return {key: value for key, value in flat_knobs(self.config).items() if not key.startswith(_OWN)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs of an experiment, seed by seed, so that every arm has its first result before one has its second."""
+
+    recipe: str
+    arms: tuple[str, ...]
+    runs: tuple[ArmRun, ...]
+
+    def results(self) -> list[ArmResult]:
+        """Those that are there. DataError for one that is damaged or was made with other knobs."""
+        found = []
+        for run in self.runs:
+            if run.result.is_file():
+                result = ArmResult.read(run.result)
+                _check_knobs(run, result)
+                found.append(result)
+        return found
+
+
+def make_grid(recipe: str, overrides: Sequence[str], seeds: Sequence[int], results: Path | None) -> Grid:
+    """Every arm of a recipe's grid under every seed. ConfigError when it has none, or an arm cannot run."""
+    names = arms(recipe)
+    if not names:
+        raise ConfigError(f"recipe {recipe}: has no grid; run it by itself: python -m scripts.align {recipe}")
+    runs = []
+    for seed in seeds:
+        for arm in names:
+            chosen = (*overrides, f"run.seed={seed}")
+            config = load_config(f"{recipe}:{arm}", chosen)
+            home = Path(config.run.output_dir) / recipe_name(recipe)
+            folder, kept = home / f"{arm}-seed{seed}", (results or home / "results") / f"{arm}-seed{seed}.json"
+            runs.append(ArmRun(arm, seed, f"{recipe}:{arm}", chosen, config, folder, kept))
+    return Grid(recipe, names, tuple(runs))
+
+
+def run_grid(grid: Grid, say: Callable[[str], None]) -> None:
+    """Until every run has its result. TrainingError when one fails: the same command goes on from there."""
+    grid.results()  # what does not fit is told before anything runs
+    for number, run in enumerate(grid.runs, start=1):
+        if run.result.is_file():
+            continue
+        say(f"[{number}/{len(grid.runs)}] {run.arm}, seed {run.seed}")
+        started = time.time()
+        _align(run, _source(run, grid.runs[: number - 1]))
+        _keep(run, time.time() - started)
+        say(f"    held-out reward {ArmResult.read(run.result).before:.3f} -> {ArmResult.read(run.result).after:.3f}")
+
+
+def _align(run: ArmRun, source: ArmRun | None) -> None:
+    """One `scripts.align` to its end, its output in the run's log."""
+    command = [sys.executable, "-m", "scripts.align"]
+    if (run.folder / CONFIG_FILE).is_file():
+        command += ["--resume", str(run.folder)]
+    else:
+        command += [run.recipe, *run.overrides, f"run.output_dir={run.folder.parent}", f"run.name={run.folder.name}"]
+        command += ["--share", str(source.folder)] if source else []
+    log = run.folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # the run ends well, and can be resumed
+            process.wait(timeout=120)
+            raise
+    if code != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        raise TrainingError(f"{run.arm}, seed {run.seed}: ended with code {code}; {log} ends with:\n{tail}")
+
+
+def _source(run: ArmRun, earlier: Sequence[ArmRun]) -> ArmRun | None:
+    """An earlier run with the same first lists, or else with the same base evaluation."""
+    there = [other for other in earlier if (other.folder / CONFIG_FILE).is_file()]
+    for knobs in (lists_knobs, evaluation_knobs):
+        for other in there:
+            if knobs(other.config) == knobs(run.config):
+                return other
+    return None
+
+
+def _keep(run: ArmRun, seconds: float) -> None:
+    """Write the result, then let go of the optimizer's states and published weights."""
+    log = read_run_log(run.folder / "metrics.jsonl")
+    if log.done is None:
+        raise DataError(f"{run.folder} ended without a result; look at its log, remove the folder and run again")
+    result = ArmResult(
+        arm=run.arm,
+        seed=run.seed,
+        done={key: value for key, value in log.done.items() if key.startswith(("heldout/", "run/"))},
+        evaluations={evaluation.label: rounded_rewards(evaluation) for evaluation in _evaluations(run.folder)},
+        hardness={name: fmean(found) for name in _HARDNESS if (found := [r[name] for r in log.lists if name in r])},
+        knobs=run.knobs,
+        made={"larpo": larpo.__version__, "commit": _commit(), "machine": _machine(), "seconds": round(seconds)},
+    )
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    partial = run.result.with_suffix(".partial")
+    partial.write_text(result.to_json(), encoding="utf-8")
+    partial.rename(run.result)
+    _drop_checkpoints(run.folder / "checkpoints")
+
+
+def _evaluations(folder: Path) -> Iterator[HeldoutResult]:
+    for file in sorted(result_file(folder, 0).parent.glob("iteration-*.json")):
+        yield HeldoutResult.from_json(file.read_text())
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """Everything but the reference log-probabilities, which later runs may share."""
+    import shutil
+
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_knobs(run: ArmRun, result: ArmResult) -> None:
+    ours, theirs = run.knobs, result.knobs
+    changed = [
+        f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != _plain(ours[key])
+    ]
+    if changed:
+        raise DataError(
+            f"{run.result} was made with other knobs: {'; '.join(changed)}. Give another --results folder, or remove it"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _commit() -> str:
+    """Of the code that runs, where it is a git checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def _machine() -> str:
+    """Processor and cores, without a host's name."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
+    )
+    return f"{os.cpu_count()} x {model}"
+
+
+def _cpu_lines() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    return info.read_text().splitlines() if info.is_file() else []

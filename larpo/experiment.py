@@ -1,0 +1,161 @@
+"""What the arms of an experiment came to: results as JSON, one file a run, and the table over seeds.
+
+A number of an arm is the mean over its seeds. Its interval is a t-interval over seeds, and that of a difference
+between arms is one over the seeds' differences: prompts, and often samples, are the same in all arms of a seed, so the
+difference of a seed is paired. With three seeds such an interval is wide; it is the honest one, since a bootstrap over
+prompts does not see what another seed changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from larpo.errors import DataError
+from larpo.evaluation import HeldoutResult, prompt_rewards
+
+TABLE_HEADER = (
+    "arm",
+    "seeds",
+    "before",
+    "after",
+    "gain [95%]",
+    "against the first arm [95%]",
+    "right",
+    "gap",
+    "overlap",
+)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One run of an arm: the record that ended it, held-out rewards by evaluation, and how hard its lists were.
+
+    `knobs` are those that the arm and the command line set; `made` tells commit, machine and seconds.
+    """
+
+    arm: str
+    seed: int
+    done: Mapping[str, float]
+    evaluations: Mapping[str, tuple[float, ...]]  # label -> each held-out prompt's mean reward
+    hardness: Mapping[str, float]
+    knobs: Mapping[str, Any]
+    made: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, file: Path) -> ArmResult:
+        """DataError when the file holds no result."""
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{file} holds no result of an arm ({error}); remove it to run the arm again") from error
+
+    @property
+    def before(self) -> float:
+        return self.done["heldout/reward_before"]
+
+    @property
+    def after(self) -> float:
+        return self.done["heldout/reward_after"]
+
+
+def rounded_rewards(result: HeldoutResult) -> tuple[float, ...]:
+    """Each held-out prompt's mean reward, to four digits: what a committed file needs."""
+    return tuple(round(float(value), 4) for value in prompt_rewards(result))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and the ends of its 95% interval; the ends are None for a single seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean and 95% t-interval of independent values (Student 1908).
+
+    >>> t_interval([1.0])
+    Interval(mean=1.0, low=None, high=None)
+    """
+    from scipy.stats import t
+
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2:
+        return Interval(mean, None, None)
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def by_arm(results: Sequence[ArmResult], arms: Sequence[str]) -> dict[str, dict[int, ArmResult]]:
+    """arm -> seed -> result, arms in the order given; those without a result are left out."""
+    found: dict[str, dict[int, ArmResult]] = {arm: {} for arm in arms}
+    for result in sorted(results, key=lambda result: result.seed):
+        if result.arm in found:
+            found[result.arm][result.seed] = result
+    return {arm: seeds for arm, seeds in found.items() if seeds}
+
+
+def against(seeds: Mapping[int, ArmResult], others: Mapping[int, ArmResult]) -> Interval | None:
+    """Difference in held-out reward after training over the seeds that both have; None without one."""
+    shared = sorted(seeds.keys() & others.keys())
+    return t_interval([seeds[seed].after - others[seed].after for seed in shared]) if shared else None
+
+
+def table(results: Sequence[ArmResult], arms: Sequence[str]) -> list[tuple[str, ...]]:
+    """One row an arm, as TABLE_HEADER. The gain is against the base policy; "right" are samples of full reward."""
+    found = by_arm(results, arms)
+    first = next(iter(found.values()), {})
+    rows: list[tuple[str, ...]] = []
+    for arm, seeds in found.items():
+        runs = list(seeds.values())
+        difference = None if seeds is first else against(seeds, first)
+        rows.append(
+            (
+                arm,
+                ", ".join(str(seed) for seed in seeds),
+                _mean([run.before for run in runs]),
+                _mean([run.after for run in runs]),
+                _with_ends(t_interval([run.after - run.before for run in runs])),
+                _with_ends(difference) if difference else "",
+                f"{statistics.fmean(run.done['heldout/fully_met_samples_after'] for run in runs):.1%}",
+                _mean([run.hardness["lists/reward_gap"] for run in runs if "lists/reward_gap" in run.hardness]),
+                _mean([run.hardness["lists/overlap"] for run in runs if "lists/overlap" in run.hardness]),
+            )
+        )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" if values else "-"
+
+
+def _with_ends(interval: Interval) -> str:
+    if interval.low is None:
+        return f"{interval.mean:+.3f}"
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def markdown(results: Sequence[ArmResult], arms: Sequence[str]) -> str:
+    """The table as Markdown, for a page of results."""
+    rows = [TABLE_HEADER, tuple("---" for _ in TABLE_HEADER), *table(results, arms)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def arm_plot(results: Sequence[ArmResult], arms: Sequence[str], title: str) -> str:
+    """Held-out reward after training by arm, as SVG: a mark a seed, the mean, and the base policy's mean as a line."""
+    from larpo.plots import category_plot
+
+    found = by_arm(results, arms)
+    groups = {arm: [run.after for run in seeds.values()] for arm, seeds in found.items()}
+    before = [run.before for seeds in found.values() for run in seeds.values()]
+    return category_plot(groups, "held-out reward (mean)", ("base policy", statistics.fmean(before)), title)

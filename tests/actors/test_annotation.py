@@ -1,0 +1,78 @@
+"""Which candidates an annotation has scored, over doubles of the cast."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from actors.annotation import Annotation
+from larpo.config import Config
+from larpo.memory import join
+from larpo.rewards import Reward
+
+
+class Pool:
+    """Rewards that tell how many responses were seen together."""
+
+    def __init__(self, joint):
+        self.fingerprint, self.joint, self.asked = "f", joint, []
+
+    async def rank(self, requests):
+        self.asked += [list(texts) for _, texts in requests]
+        return [[Reward(len(texts) + number / 10) for number, _ in enumerate(texts)] for _, texts in requests]
+
+
+@pytest.fixture
+def annotation():
+    """`annotation(joint, rescore)`: one whose reward pool is the double that comes with it."""
+
+    def make(joint, rescore=True):
+        pool = Pool(joint)
+        config = Config.model_validate({"lists": {"rescore": rescore}})
+        run = SimpleNamespace(config=config)
+        return Annotation(SimpleNamespace(run=run, rewards=pool), SimpleNamespace(), 1), pool
+
+    return make
+
+
+def fresh(make_list, number, count):
+    item = make_list(number, (3,) * count, iteration=1)
+    return item.replace(candidates=tuple(c.replace(reward=None, reward_fingerprint="") for c in item.candidates))
+
+
+def texts(item):
+    return sorted(c.text for c in item.candidates)
+
+
+def test_a_joint_model_ranks_remembered_and_fresh_candidates_together(annotation, make_list):
+    made, pool = annotation(joint=True)
+    old = make_list(1, (2, 2), iteration=0)
+    item = join(fresh(make_list, 1, 3), old.candidates)
+    (ranked,) = asyncio.run(made._ranked([item]))
+    (asked,) = pool.asked
+    assert sorted(asked) == texts(item)
+    assert [c.reward for c in ranked.candidates] == [5.4, 5.3, 5.2, 5.1, 5.0]
+    assert len({c.reward_fingerprint for c in ranked.candidates}) == 1
+    assert ranked.candidates[0].reward_fingerprint.startswith("f/")
+    assert asyncio.run(made._ranked([ranked])) == [ranked]  # a replayed list asks for nothing
+    assert len(pool.asked) == 1
+
+
+def test_without_rescoring_a_joint_model_ranks_the_fresh_ones_among_themselves(annotation, make_list):
+    made, pool = annotation(joint=True, rescore=False)
+    old, new = make_list(1, (2, 2), rewards=(9.0, 8.0)), fresh(make_list, 1, 3)
+    (ranked,) = asyncio.run(made._ranked([join(new, old.candidates)]))
+    assert [sorted(asked) for asked in pool.asked] == [texts(new)]
+    assert [c.reward for c in ranked.candidates] == [9.0, 8.0, 3.2, 3.1, 3.0]
+
+
+def test_another_model_is_asked_for_what_it_has_not_scored_alone(annotation, make_list):
+    made, pool = annotation(joint=False)
+    old = make_list(1, (2, 2))  # of another model
+    known = old.replace(candidates=tuple(c.replace(reward_fingerprint="f") for c in old.candidates))
+    new = fresh(make_list, 1, 3)
+    (ranked,) = asyncio.run(made._ranked([join(new, known.candidates)]))
+    assert [sorted(asked) for asked in pool.asked] == [texts(new)]
+    assert len(ranked.candidates) == 5
+    asyncio.run(made._ranked([old]))
+    assert sorted(pool.asked[1]) == texts(old)

@@ -1,0 +1,173 @@
+"""A grid of arms: what is planned, what arms share, and a real one from end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actors.grid import make_grid
+from actors.sharing import evaluation_knobs, lists_knobs
+from larpo.errors import ConfigError, DataError
+from larpo.experiment import ArmResult
+from larpo.recipe import load_config
+from larpo.records import read_lists
+
+ROOT = Path(__file__).parents[2]
+REWARD = """
+def share_of_small_letters(prompt, response):
+    return sum("a" <= character <= "z" for character in response) / max(1, len(response))
+"""
+
+
+def test_every_arm_comes_once_before_any_comes_twice(tmp_path):
+    grid = make_grid("small-objectives", [f"run.output_dir={tmp_path}"], [0, 1], None)
+    assert [(run.seed, run.arm) for run in grid.runs[:5]] == [
+        (0, "pairwise"),
+        (0, "contrastive"),
+        (0, "lambdarank"),
+        (0, "listmle"),
+        (1, "pairwise"),
+    ]
+    assert grid.runs[4].config.run.seed == 1
+    assert grid.runs[0].folder == tmp_path / "small-objectives" / "pairwise-seed0"
+    assert grid.results() == []
+
+
+def test_a_recipe_without_a_grid_is_refused():
+    with pytest.raises(ConfigError, match=r"quickstart: has no grid; run it by itself: python -m scripts\.align"):
+        make_grid("quickstart", [], [0], None)
+
+
+def test_a_result_of_other_knobs_is_not_taken_for_this_one(tmp_path):
+    grid = make_grid("small-objectives", [], [0], tmp_path)
+    run = grid.runs[0]
+    done = {"heldout/reward_before": 0.1, "heldout/reward_after": 0.2}
+    result = ArmResult(run.arm, 0, done, {}, {}, json.loads(json.dumps(run.knobs)), {})
+    run.result.write_text(result.to_json())
+    assert [found.arm for found in grid.results()] == ["pairwise"]
+    with pytest.raises(DataError, match=r"made with other knobs: sampling\.k: 8 -> 4\. Give another --results"):
+        make_grid("small-objectives", ["sampling.k=4"], [0], tmp_path).results()
+
+
+@pytest.mark.parametrize(
+    ("override", "lists", "evaluation"),
+    [
+        ("objective.name=listmle", True, True),
+        ("lists.memory=current", True, True),
+        ("training.optimizer.learning_rate=1e-4", True, True),
+        ("sampling.temperature_by_iteration=[1.0, 0.7]", True, True),
+        ("sampling.temperature_by_iteration=[0.7, 1.0]", False, True),
+        ("sampling.k=4", False, True),
+        ("lists.negatives=random", False, True),
+        ("run.seed=1", False, True),
+        ("evaluation.samples=2", True, False),
+        ("prompts.split_seed=1", False, False),
+        ("sampling.max_new_tokens=16", False, False),
+        ("reward.failed_reward=-1.0", False, False),
+        ("policy.dtype=float32", False, False),
+    ],
+)
+def test_what_two_runs_have_in_common(override, lists, evaluation):
+    base, other = load_config("quickstart"), load_config("quickstart", [override])
+    assert (lists_knobs(base) == lists_knobs(other)) is lists
+    assert (evaluation_knobs(base) == evaluation_knobs(other)) is evaluation
+
+
+# --- Real runs
+
+
+def grid_recipe(folder: Path, policy: Path) -> dict:
+    return {
+        "policy": {"model": str(policy), "dtype": "float32"},
+        "prompts": {
+            "source": str(folder / "prompts.jsonl"),
+            "columns": {"prompt": "question"},
+            "heldout_count": 4,
+            "max_prompt_tokens": 64,
+        },
+        "sampling": {"k": 4, "max_new_tokens": 12},
+        "reward": {"name": "toy_reward:share_of_small_letters"},
+        "training": {"iterations": 1, "prompts_per_iteration": 12, "lists_per_step": 4, "threads": 1},
+        "samplers": {"resources": {"CPU": 0}, "max_model_len": 128, "max_num_seqs": 32, "enforce_eager": True},
+        "telemetry": {"wandb": False},
+        "grid": {
+            "arm": {
+                "order": {"objective": {"name": "listmle"}},
+                "pair": {"objective": {"name": "pairwise"}, "lists": {"selection": {"policy": "best_vs_worst"}}},
+                "borrowed": {"lists": {"negatives": "random"}},
+            }
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_policy, tmp_path_factory):
+    """Runs `scripts.experiment` on a tiny grid; returns a function that runs it again."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "toy_reward.py").write_text(REWARD)
+    rows = [{"question": f"Say something about {n}."} for n in range(16)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "toy.yaml").write_text(yaml.safe_dump(grid_recipe(folder, tiny_policy)))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "scripts.experiment", str(folder / "toy.yaml"), "--seeds", "0", *more]
+        command.append(f"run.output_dir={folder / 'runs'}")
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540)
+
+    done = run()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return folder / "runs" / "toy", done.stdout, run
+
+
+@pytest.mark.slow
+def test_arms_share_what_they_have_in_common(experiment):
+    home, _, _ = experiment
+    first, second, third = (list(read_lists(home / f"{arm}-seed0" / "lists")) for arm in ("order", "pair", "borrowed"))
+    assert first == second
+    assert [item.prompt.id for item in third] != []
+    assert first[0].candidates != third[0].candidates
+    evaluations = {
+        (home / f"{arm}-seed0/evaluation/iteration-0000.json").read_text() for arm in ("order", "pair", "borrowed")
+    }
+    assert len(evaluations) == 1
+    assert "the lists of the first iteration come from order-seed0" in (home / "pair-seed0.log").read_text()
+    log = [json.loads(line) for line in (home / "pair-seed0/metrics.jsonl").read_text().splitlines()]
+    assert any(record["event"] == "evaluation" and record["label"] == "base policy" for record in log)
+
+
+@pytest.mark.slow
+def test_losers_come_from_other_prompts(experiment):
+    home, _, _ = experiment
+    lists = list(read_lists(home / "borrowed-seed0" / "lists"))
+    borrowed = [c for item in lists for c in item.candidates if c.origin == "given"]
+    assert borrowed
+    assert all(c.reward is not None for c in borrowed)
+    steps = [json.loads(line) for line in (home / "borrowed-seed0/metrics.jsonl").read_text().splitlines()]
+    assert any(record["event"] == "step" for record in steps)
+
+
+@pytest.mark.slow
+def test_what_has_a_result_is_not_run_again(experiment):
+    home, said, run = experiment
+    results = home / "results"
+    assert sorted(path.name for path in results.glob("*.json")) == [
+        "borrowed-seed0.json",
+        "order-seed0.json",
+        "pair-seed0.json",
+    ]
+    before = {path.name: path.stat().st_mtime for path in results.glob("*.json")}
+    again = run()
+    assert again.returncode == 0
+    assert "[1/3]" in said
+    assert "[1/3]" not in again.stdout
+    assert {path.name: path.stat().st_mtime for path in results.glob("*.json")} == before
+    assert "against the first arm" in again.stdout
+    assert (results / "plot.svg").read_text().startswith("<?xml")
+    assert not list((home / "pair-seed0" / "checkpoints").glob("position-*"))
+    assert (home / "pair-seed0" / "model" / "config.json").is_file()

@@ -1,0 +1,78 @@
+"""Results of arms: what is kept, and what the table says."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from larpo.errors import DataError
+from larpo.experiment import ArmResult, Interval, against, arm_plot, by_arm, markdown, t_interval, table
+
+
+def result(arm: str, seed: int, before: float, after: float, **hardness: float) -> ArmResult:
+    done = {
+        "heldout/reward_before": before,
+        "heldout/reward_after": after,
+        "heldout/fully_met_samples_after": after / 2,
+    }
+    return ArmResult(arm, seed, done, {"base policy": (before,)}, hardness, {"objective.name": arm}, {"seconds": 1})
+
+
+PAIRS = [result("pairwise", 0, 0.2, 0.3), result("pairwise", 1, 0.2, 0.4), result("pairwise", 2, 0.2, 0.35)]
+LISTS = [result("listmle", 0, 0.2, 0.4), result("listmle", 1, 0.2, 0.48)]
+
+
+def test_an_interval_over_seeds_is_students():
+    values = [0.1, 0.25, 0.18]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    found = t_interval(values)
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_seed_has_no_interval():
+    assert t_interval([0.25]) == Interval(0.25, None, None)
+
+
+def test_a_difference_is_paired_by_seed():
+    arms = by_arm([*PAIRS, *LISTS], ("pairwise", "listmle"))
+    found = against(arms["listmle"], arms["pairwise"])
+    expected = t_interval([0.4 - 0.3, 0.48 - 0.4])  # seed 2 has no partner
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert against(arms["listmle"], {7: PAIRS[0]}) is None
+
+
+def test_the_table_has_a_row_an_arm_in_the_order_of_the_grid():
+    hard = result("hard", 0, 0.2, 0.3, **{"lists/reward_gap": 0.75, "lists/overlap": 0.5})
+    rows = table([*LISTS, *PAIRS, hard], ("pairwise", "missing", "listmle", "hard"))
+    assert [row[0] for row in rows] == ["pairwise", "listmle", "hard"]
+    assert rows[0][1:4] == ("0, 1, 2", "0.200", "0.350")
+    assert rows[0][5] == ""  # the first arm is what the others are compared with
+    assert rows[1][5].startswith("+0.090 [")
+    assert rows[2][4:] == ("+0.100", "+0.000", "15.0%", "0.750", "0.500")
+
+
+def test_the_page_table_has_as_many_cells_in_each_line():
+    lines = markdown([*PAIRS, *LISTS], ("pairwise", "listmle")).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_plot_names_every_arm():
+    drawn = arm_plot([*PAIRS, *LISTS], ("pairwise", "listmle"), "objectives")
+    assert "<svg" in drawn
+    assert "<!-- pairwise -->" in drawn
+    assert "<!-- listmle -->" in drawn
+
+
+def test_a_result_comes_back_as_it_was(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(PAIRS[0].to_json())
+    assert json.loads(ArmResult.read(file).to_json()) == json.loads(PAIRS[0].to_json())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"arm": "a"}'])
+def test_a_damaged_result_says_what_to_do(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a\.json holds no result .* remove it"):
+        ArmResult.read(tmp_path / "a.json")
