@@ -18,6 +18,7 @@ from torch import Tensor
 
 from larpo.conversations import Conversation
 from larpo.reward_data import LabelledList
+from larpo.reward_step import StepSums, list_rewards, passes_of, planned_batches, step_lists, step_metrics
 from larpo.reward_training_config import RewardTraining
 
 _BUCKET_BYTES = 256 * 2**20  # weights that are gathered at one time
@@ -70,7 +71,6 @@ class RewardRank:
 
         from actors.zero_engine import ZeroEngine, place_worker
         from larpo.reward_model import load_trainable
-        from larpo.reward_step import planned_batches
 
         context = ray.train.get_context()
         self._spec, self._config, self._training = spec, spec.config, spec.config.training
@@ -110,35 +110,18 @@ class RewardRank:
         self._engine.write(self._spec.weights, bucket_bytes=_BUCKET_BYTES, rank=self._rank)
 
     def _take_step(self) -> None:
-        from larpo.reward_losses import LOSSES
-        from larpo.reward_step import StepSums, passes_of, step_lists
         from larpo.schedule import learning_rate
 
         started = time.time()
-        indices = self._batches[self._step]
         behind = sum(map(len, self._batches[: self._step + 1]))
         rate = learning_rate(self._training.optimizer, behind / sum(map(len, self._batches)))
         self._engine.set_rate(rate)
-        self._engine.model.train()
-        passes = passes_of(self._mine([self._train[index] for index in indices]), self._training.batch_tokens)
-        own = step_lists(
-            self._score,
-            passes,
-            loss=LOSSES[self._training.loss],
-            divisor=len(indices) / self._ranks,  # DeepSpeed takes the mean over ranks
-            count=int(self._engine.maximum([len(passes)])[0]),
-            backward=self._engine.backward,
-        )
+        own = self._passes([self._train[index] for index in self._batches[self._step]])
         norm, applied = self._engine.apply()
         self._step += 1
         sums = StepSums(*self._engine.total(list(vars(own).values())))  # type: ignore[arg-type]
         seconds = time.time() - started
-        metrics = {
-            "train/loss": sums.loss / sums.lists,
-            "train/pair_accuracy": sums.right / max(1, sums.pairs),
-            "train/reward_gap": sums.gap / max(1, sums.pairs),
-            "train/lists": sums.lists,
-            "train/tokens": sums.tokens,
+        metrics = step_metrics(sums) | {
             "train/grad_norm": norm,
             "train/learning_rate": rate,
             "train/bad_steps": float(not applied),
@@ -149,6 +132,21 @@ class RewardRank:
         epoch = (behind - 1) // len(self._train)
         self._report({"event": "step", "step": self._step, "iteration": 0, "epoch": epoch, "metrics": metrics})
         self._check_bad_steps(applied)
+
+    def _passes(self, batch: Sequence[LabelledList]) -> StepSums:
+        """Forward and backward passes over this rank's share of a global batch."""
+        from larpo.reward_losses import LOSSES
+
+        self._engine.model.train()
+        passes = passes_of(self._mine(batch), self._training.batch_tokens)
+        return step_lists(
+            self._score,
+            passes,
+            loss=LOSSES[self._training.loss],
+            divisor=len(batch) / self._ranks,  # DeepSpeed takes the mean over ranks
+            count=int(self._engine.maximum([len(passes)])[0]),
+            backward=self._engine.backward,
+        )
 
     def _check_bad_steps(self, applied: bool) -> None:
         from larpo.errors import TrainingError
@@ -163,7 +161,6 @@ class RewardRank:
     def _measure(self, label: str) -> None:
         """Rewards of all held-out lists, each rank scoring its share; rank 0 writes them down."""
         from actors.weights import write_durably
-        from larpo.reward_step import list_rewards, passes_of
 
         self._engine.model.eval()
         passes = passes_of(self._mine(self._heldout), self._training.batch_tokens)

@@ -39,6 +39,17 @@ class StepSums:
         return StepSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
+def step_metrics(sums: StepSums) -> dict[str, float]:
+    """What a step says of itself, from the sums over all ranks."""
+    return {
+        "train/loss": sums.loss / max(1, sums.lists),
+        "train/pair_accuracy": sums.right / max(1, sums.pairs),
+        "train/reward_gap": sums.gap / max(1, sums.pairs),
+        "train/lists": sums.lists,
+        "train/tokens": sums.tokens,
+    }
+
+
 def planned_batches(ids: Sequence[str], *, epochs: int, lists_per_step: int, seed: int) -> list[tuple[int, ...]]:
     """Indices of each step's lists: every epoch in an order of its own, its last batch smaller where they do not fit.
 

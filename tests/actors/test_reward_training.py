@@ -203,7 +203,5 @@ def test_a_loss_that_is_never_finite_ends_the_run_with_its_cause(local_ray, run_
     optimizer = {"learning_rate": 1.0, "clip_norm": 1e30, "warmup": 0.0}
     run = run_of(tmp_path / "run", training={"epochs": 40, "optimizer": optimizer})
     lists = tuple(replace(item, margin=float("nan")) for item in run.sets.train)
-    with pytest.raises(
-        TrainingError, match=r"not finite in 3 steps in a row, the limit \(training\.max_bad_steps = 3\)"
-    ):
+    with pytest.raises(TrainingError, match="not finite in 3 steps in a row"):
         train_on_ray(replace(run, sets=replace(run.sets, train=lists)))
