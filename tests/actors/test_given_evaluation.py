@@ -134,5 +134,9 @@ def test_a_result_that_is_there_is_not_made_again(tmp_path, trainer_config, give
     file = result_file(tmp_path, 0)
     file.parent.mkdir()
     file.write_text(json.dumps({}))
-    HeldoutLists(trainer_config(), tmp_path, 0, 1).evaluate(Engine(), 0, "tiny")
+    lists = HeldoutLists(trainer_config(), tmp_path, 0, 1)
+    assert not lists.evaluate(Engine(), 0, "tiny")
     assert file.read_text() == "{}"
+    result_file(tmp_path, 1).write_text("{}")  # of a policy that is rolled back
+    lists.forget_after(0)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
