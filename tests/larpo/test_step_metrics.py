@@ -115,3 +115,11 @@ def test_lists_of_a_dataset_say_nothing_of_samplers(outcome, make_list):
     silent = {"train/log_prob_gap", "train/policy_gap", "train/staleness_mean", "train/kl_to_reference"}
     assert not silent & set(metrics)
     assert metrics["train/ranking_accuracy"] == 1.0
+
+
+def test_lists_of_one_response_say_nothing_of_ranking(make_list):
+    item = make_list(0, (2,))
+    numbers = {"log_probs_M": torch.tensor([-1.0]), "reference_M": None, "scores_M": torch.tensor([-1.0])}
+    tokens = {"token_log_probs_N": torch.tensor([-0.4, -0.6]), "token_entropies_N": torch.tensor([1.0, 2.0])}
+    metrics = metrics_of([ListOutcome(source=item, rows=1, loss=1.0, **numbers, **tokens)])
+    assert not {"train/ranking_accuracy", "train/score_gap"} & set(metrics)
