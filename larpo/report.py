@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from larpo.errors import DataError
+from larpo.evaluation import chosen_text, is_chosen
 from larpo.list_evaluation import list_rows
 from larpo.plots import actor_order
 from larpo.records import list_parts, read_lists
@@ -118,11 +119,24 @@ def _headline(done: Record) -> str:
         [label, *_policy_cells(done, f"_{when}"), f"{diff} [{low}, {high}]" if when == "after" else ""]
         for label, when in (("base policy", "before"), ("aligned policy", "after"))
     ]
+    said = ""
+    if is_chosen(done):
+        rows.append(["last policy", *_policy_cells(done["last"], ""), ""])
+        said += note(
+            f"{chosen_text(done)} It was chosen on the held-out prompts that it is measured on, so its numbers lean "
+            "upwards."
+        )
+    if done.get("stopped"):
+        said += note(f"Stopped early: {done['stopped']}.")
     prompts, samples = (_text(done.get(f"heldout/{name}"), ".0f") for name in ("prompts", "samples"))
     header = [*_POLICY_HEADER, "difference [95% interval]"]
-    return table(header, rows, (0,), "headline") + note(
-        f"{prompts} held-out prompts, {samples} samples each. The interval is a bootstrap over prompts, "
-        "paired between the policies. Fully met: the greedy response has reward 1."
+    return (
+        table(header, rows, (0,), "headline")
+        + note(
+            f"{prompts} held-out prompts, {samples} samples each. The interval is a bootstrap over prompts, "
+            "paired between the policies. Fully met: the greedy response has reward 1."
+        )
+        + said
     )
 
 
@@ -136,7 +150,8 @@ def _given_headline(done: Record) -> str:
 
 
 def _evaluations_table(evaluations: Sequence[Record]) -> str:
-    rows = [[str(record["label"]), *_policy_cells(record, "")] for record in evaluations]
+    order = sorted(evaluations, key=lambda record: (record.get("iteration", 0), record.get("step") or 0))
+    rows = [[str(record["label"]), *_policy_cells(record, "")] for record in order]
     return table(_POLICY_HEADER, rows, (0,), "headline")
 
 

@@ -308,6 +308,8 @@ def test_bad_yaml_files(recipe_file):
 
 
 IFEVAL = ["prompts.source=ifeval", "prompts.tasks={}", "reward.name=ifeval"]
+NONE_HELD_OUT = ["prompts.heldout_count=0", "evaluation.each_iteration=false"]
+RANKED = ["reward.kind=pairwise", "reward.ranker.model=some/ranker"]
 FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:score"]
 
 
@@ -336,6 +338,17 @@ FILE = ["prompts.source=a.jsonl", "prompts.tasks={}", "reward.name=my.module:sco
         (["prompts.tasks={}"], "prompts.tasks = {}"),
         (["prompts.train_count="], "prompts.train_count is not given"),
         (["prompts.heldout_count=0"], "evaluation.each_iteration = True"),
+        (["evaluation.patience=2"], "evaluation.patience = 2: waits for evaluation.best_metric to rise"),
+        (
+            [*NONE_HELD_OUT, "evaluation.best_metric=greedy"],
+            "evaluation.best_metric = 'greedy': needs held-out prompts",
+        ),
+        (["evaluation.each_iteration=false", "evaluation.every_steps=4"], "set evaluation.each_iteration=true"),
+        (
+            ["evaluation.each_iteration=false", "evaluation.best_metric=reward", "evaluation.patience=1"],
+            "set evaluation.each_iteration=true",
+        ),
+        (["lists.replay=false", "evaluation.every_steps=32"], "every_steps = 32: the run has at most 32 steps"),
         (["reward.name=ifeval"], "reward.name = 'ifeval': needs constraints"),
         (["reward.name=reasoning-gym"], "no verifier is called 'reasoning-gym'"),
         ([*IFEVAL, "reward.name=reasoning_gym"], "scores generated tasks only, but prompts.source is 'ifeval'"),
@@ -366,6 +379,9 @@ def test_constraints_between_knobs(overrides, expected):
         ["samplers.max_model_len=224", "training.row_tokens=224"],
         ["prompts.heldout_count=0", "evaluation.each_iteration=false"],
         ["run.name=my-run_3.1"],
+        ["evaluation.every_steps=4", "evaluation.best_metric=fully_met", "evaluation.patience=2"],
+        ["evaluation.each_iteration=false", "evaluation.best_metric=reward"],
+        ["lists.replay=false", "evaluation.every_steps=31"],
     ],
 )
 def test_what_just_fits_is_taken(overrides):
@@ -414,6 +430,19 @@ def test_a_recipe_that_cannot_give_what_an_objective_needs_is_refused(overrides,
         (["reward.kind=http", "reward.endpoint.addresses=['http://me:secret@host']"], "hold no user or password"),
         (["reward.kind=htp"], "reward.kind"),
         (["reward.kind=callable"], "reward.name = 'reasoning_gym': callable needs your own function"),
+        (["reward.kind=pairwise", *NONE_HELD_OUT], "reward.ranker.model is not given"),
+        ([*RANKED, "reward.ranker.template='{prompt} {first}'", *NONE_HELD_OUT], "lacks {second}; add them"),
+        ([*RANKED, "reward.ranker.comparisons=1", *NONE_HELD_OUT], "reward.ranker.comparisons"),
+        (RANKED, "a pairwise ranker's rewards have mean 0 in every list"),
+        (["reward.kind=vllm"], "reward.pooling.model is not given"),
+        (
+            [
+                "reward.kind=vllm",
+                "reward.pooling={model: some/model, tensor_parallel_size: 2}",
+                "reward.resources.GPU=1",
+            ],
+            "reward.resources asks for 1; set reward.resources={GPU: 2}",
+        ),
         (["reward.kind=weighted"], "reward.parts = []: weighted needs one part or more"),
         (["reward.kind=weighted", "reward.parts=[{kind: http}]"], "reward.parts[0].endpoint.addresses = []"),
         (["reward.kind=weighted", "reward.parts=[{name: gsm9k}]"], "reward.parts[0].name = 'gsm9k'"),
@@ -432,6 +461,10 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     load_config("quickstart", ["reward.name=gsm8k", "prompts.columns.answer_key=answer", *file])
     load_config("quickstart", ["reward.kind=sequence_classification", "reward.classifier.model=some/model"])
     assert load_config("quickstart", ["reward.kind=callable", "reward.name=my.ranks:of"]).reward.source == "my.ranks:of"
+    assert load_config("quickstart", [*RANKED, *NONE_HELD_OUT]).reward.source == "some/ranker"
+    load_config("quickstart", ["reward.kind=weighted", "reward.parts=[{kind: pairwise, ranker: {model: some/ranker}}]"])
+    served = load_config("quickstart", ["reward.kind=vllm", "reward.pooling.model=some/model"])
+    assert served.reward.source == "some/model"
     served = load_config("quickstart", ["reward.kind=http", "reward.endpoint.addresses=[http://127.0.0.1:8100]"])
     assert served.reward.source == "http://127.0.0.1:8100"
     parts = "reward.parts=[{weight: 0.5}, {kind: sequence_classification, classifier: {model: some/model}}]"
@@ -458,3 +491,8 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
 )
 def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+def test_a_run_on_given_answers_has_no_evaluation_on_the_way():
+    with pytest.raises(ConfigError, match=r"a run on preferences\.source samples nothing on the way"):
+        load_config("sft-arithmetic", ["evaluation.best_metric=reward"])

@@ -17,8 +17,15 @@ from larpo.metrics import check_event, check_names
 from larpo.plots import actor_order, running_mean, time_cuts
 from larpo.records import write_part
 from larpo.report import busy_metrics, busy_shares, write_report
-from larpo.report_figures import boundaries, evaluated, training_reward, with_position
-from larpo.run_log import Span, kept_steps, make_run_log, merged, read_run_log, series
+from larpo.report_figures import (
+    boundaries,
+    evaluated,
+    evaluated_by_step,
+    reward_figure,
+    training_reward,
+    with_position,
+)
+from larpo.run_log import Span, kept_evaluations, kept_steps, make_run_log, merged, read_run_log, series
 from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
 
 T0 = 1_790_000_000.0
@@ -285,6 +292,50 @@ def test_evaluations_lie_at_the_iterations_behind_them() -> None:
     first, last = {"label": "base", "heldout/reward": 0.1}, {"label": "end", "heldout/reward": 0.4, "iteration": 3}
     assert evaluated([first, last]) == [(0, first), (3, last)]
     assert evaluated([{"label": "base", "heldout/reward": None}]) == []
+
+
+def evaluation(label: str, iteration: int, step: int | None = None) -> dict[str, Any]:
+    place = {"iteration": iteration} | ({} if step is None else {"step": step})
+    return {"time": 1, **heldout(label, 0.5), **place}
+
+
+def test_evaluations_of_snapshots_lie_at_their_step_and_ends_at_the_last_of_their_iteration() -> None:
+    steps = [{"time": 1, "event": "step", "step": s, "iteration": s // 5} for s in range(1, 9)]  # 4 and 4
+    points = [evaluation("base", 0), evaluation("s3", 0, 3), evaluation("s6", 1, 6), evaluation("1", 1)]
+    log = make_run_log([*steps, *points])
+    assert [(x, record["label"]) for x, record in evaluated_by_step(log)] == [
+        (0, "base"),
+        (3, "s3"),
+        (4, "1"),
+        (6, "s6"),
+    ]
+    assert [(x, record["label"]) for x, record in evaluated(log.evaluations)] == [(0, "base"), (1, "1")]
+    assert "Reward by step" in reward_figure(log)
+    assert "Reward by iteration" in reward_figure(make_run_log([*steps, points[0], points[3]]))
+
+
+def test_an_evaluation_of_a_step_that_was_taken_back_does_not_count() -> None:
+    def step(number: int) -> dict[str, Any]:
+        return {"time": 1, "event": "step", "step": number, "iteration": 0}
+
+    before = [step(1), step(2), step(3), evaluation("base", 0), evaluation("step 2", 0, 2), evaluation("step 3", 0, 3)]
+    assert len(kept_evaluations([*before, step(4)])) == 3
+    assert [r["label"] for r in kept_evaluations([*before, step(3)])] == ["base", "step 2"]
+    assert [r["label"] for r in kept_evaluations([*before, step(1), step(2)])] == ["base"]
+    assert len(kept_evaluations([step(1), evaluation("step 2", 0, 2), step(2)])) == 1  # told before its step was
+
+
+def test_an_evaluation_that_a_kill_left_out_is_said_to_be_missing() -> None:
+    ends = [evaluation(f"after iteration {n}", n) for n in range(5)]
+    assert "Not evaluated" not in reward_figure(make_run_log(ends))
+    assert "Not evaluated" not in reward_figure(make_run_log([ends[0], ends[4]]))  # only before and after the run
+    assert "Not evaluated: the policy after iteration 2;" in reward_figure(make_run_log([*ends[:2], *ends[3:]]))
+
+
+def test_evaluations_come_in_the_order_of_training_whenever_they_were_made(tmp_path: Path) -> None:
+    late = [evaluation("after iteration 1", 1), evaluation("step 3", 0, 3), evaluation("base policy", 0)]
+    page = write_report(write_run(tmp_path / "late", late)).read_text()
+    assert page.index("base policy") < page.index("step 3") < page.index("after iteration 1")
 
 
 def test_positions_of_parts_and_boundaries_of_iterations() -> None:
