@@ -17,14 +17,24 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     Without ZeRO it can sum the gradients of bfloat16 weights in bfloat16 only.
     """
     training = config.training
-    summed_in = "bf16" if config.policy.dtype == "bfloat16" and training.zero_stage == 0 else "fp32"
+    return zero_config(
+        dtype=config.policy.dtype,
+        stage=training.zero_stage,
+        clip_norm=training.optimizer.clip_norm,
+        ranks=ranks,
+    )
+
+
+def zero_config(*, dtype: str, stage: int, clip_norm: float, ranks: int) -> dict[str, Any]:
+    """The same from single numbers, for whatever is trained."""
+    summed_in = "bf16" if dtype == "bfloat16" and stage == 0 else "fp32"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
-        "gradient_clipping": training.optimizer.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": config.policy.dtype == "bfloat16"},
+        "gradient_clipping": clip_norm,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,
     }

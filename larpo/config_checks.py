@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Lora, Prompts, Ranker, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Ranker, Reward, Run, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
@@ -45,7 +45,12 @@ def selected_count(selection: Selection, k: int) -> int:
 
 
 def _run(config: Config) -> list[str]:
-    name = config.run.name
+    return run_problems(config.run)
+
+
+def run_problems(run: Run) -> list[str]:
+    """What is wrong with a run's name, in any recipe."""
+    name = run.name
     if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")):
         return []
     return [
