@@ -7,15 +7,18 @@ import math
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from actors import placement
 from actors.engine import EngineOptions
+from actors.policies import policy_folder
 from actors.pool import SHUTDOWN_S, SamplerPool
 from actors.preparation import PreparedRun
 from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
+from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
 from larpo.reward_cache import RewardCache
 from larpo.rewards import Request, Reward
@@ -28,16 +31,16 @@ REWARD_CACHE = "rewards.sqlite"  # in the run folder
 class RewardPool:
     """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again.
 
-    With `reward.cache`, what the run has been given before is not asked for again.
+    With `reward.cache` and a folder, what was given before is kept there and not asked for again.
     """
 
-    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
-        timeouts = run.config.timeouts
-        self._section, self._limit = run.config.reward, timeouts.reward_s
+    def __init__(self, config: Config, on_failure: Callable[[str, str], None], folder: Path | None = None) -> None:
+        timeouts = config.timeouts
+        self._section, self._limit = config.reward, timeouts.reward_s
         has_engine = any(section.kind == "vllm" for section in self._section.sections())
         self._start_limit = ("engine_start_s", timeouts.engine_start_s) if has_engine else ("reward_s", self._limit)
         self._on_failure = on_failure
-        self._folder = run.folder if self._section.cache else None
+        self._folder = folder if self._section.cache else None
         self._cache: RewardCache | None = None
         self._hits = 0
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
@@ -56,6 +59,7 @@ class RewardPool:
             )
         self.fingerprint, self.joint = found[0].fingerprint, found[0].joint
         if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._cache = RewardCache(self._folder / REWARD_CACHE, self.fingerprint, joint=self.joint)
 
     async def _described(self, number: int) -> Described:
@@ -181,10 +185,21 @@ class TrainingCast:
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
 
+    async def is_trained(self, iteration: int, wait_s: float = 5.0) -> bool:
+        """Whether the trainer has published the end of `iteration`, waiting a little for it."""
+        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=120.0)
+
     async def wait_trained(self, iteration: int) -> None:
         """Until the trainer has published the end of `iteration`; a step that takes too long is an error."""
-        while not await self.call(self.stream.wait_trained, iteration, 5.0, limit_s=120.0):
+        while not await self.is_trained(iteration):
             pass
+
+    async def end_training(self) -> None:
+        """Let the trainer end after the step in progress; PhaseTimeout when that takes too long."""
+        await self.call(self.stream.end_run)
+        limit = self._timeouts.step_s
+        if self.trainer is not None and not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
+            raise PhaseTimeout(f"the trainer did not end its last step within {limit:g} s (timeouts.step_s)")
 
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why."""
@@ -203,7 +218,7 @@ class Cast(TrainingCast):
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)
-        self.rewards = RewardPool(run, on_failure)
+        self.rewards = RewardPool(run.config, on_failure, run.folder)
         options = EngineOptions.of(run.config, str(run.policy.path))
         self.samplers = SamplerPool(
             lambda name: placement.place_sampler(run.config, options, self.store),
@@ -221,8 +236,6 @@ class Cast(TrainingCast):
         """
         version = 0
         if iteration > 0:
-            from actors.trainer import policy_folder
-
             folder = policy_folder(self.run.folder, iteration)
             version = published_version(folder)
             await self.call(self.store.publish_folder, version, str(folder))
@@ -232,6 +245,11 @@ class Cast(TrainingCast):
     async def update_samplers(self) -> None:
         """The newest published weights become the behaviour policy."""
         await self.samplers.update(await self.call(self.store.newest))
+
+    async def lend(self, version: int, folder: Path) -> None:
+        """The samplers take a policy to evaluate it, until `update_samplers`."""
+        await self.call(self.store.lend_folder, version, str(folder))
+        await self.samplers.update(version)
 
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why, engines are shut down."""

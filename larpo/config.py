@@ -20,6 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
+BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
 RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "vllm", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
@@ -79,7 +80,7 @@ class Columns(Section):
 
 
 class Prompts(Section):
-    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval, alpaca_eval), .jsonl or .parquet path, or hub id
     subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
@@ -299,11 +300,37 @@ class Checkpoints(Section):
     keep: Positive = 2  # newest checkpoints kept
 
 
+class Sweep(Section):
+    """What `python -m scripts.evaluate` asks of every model, on the same held-out prompts."""
+
+    prompts: Positive | None = None  # the first of the held-out prompts (all of them when not given)
+    samples: Positive = 20  # n: responses a prompt at each temperature, beside the greedy one
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (1.0,)
+    cutoffs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 5, 10, 20, 50, 100)  # N; those above n left out
+    acceptable: float = 1.0  # reward from which a response counts as correct
+    list_size: Annotated[int, Field(ge=0)] = 8  # responses of a list that the models' scores rank; 0: no ranking
+    reranker: Reward | None = None  # another reward model, which picks the best of N; `reward` says what it is worth
+
+
+class Judges(Section):
+    """Other people's evaluations that `python -m scripts.evaluate` runs where they are installed."""
+
+    alpaca_eval: bool = False  # judge the greedy responses with alpaca_eval; its judge costs money
+    annotator: str | None = None  # its judge, such as weighted_alpaca_eval_gpt4_turbo; its own choice when not given
+    lm_eval_tasks: tuple[str, ...] = ()  # tasks of lm_eval, such as [gsm8k]
+    timeout_s: Seconds = 7200.0  # one program on one model
+
+
 class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
+    every_steps: Positive | None = None  # within an iteration too, after so many optimizer steps
+    best_metric: BestMetric | None = None  # the run leaves the policy with the largest value; the last when not given
+    patience: Positive | None = None  # end the run when so many evaluations in a row did not raise best_metric
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
+    sweep: Sweep = Sweep()  # models side by side: `python -m scripts.evaluate`
+    judges: Judges = Judges()
 
 
 class Telemetry(Section):

@@ -10,9 +10,10 @@ import re
 
 from larpo.config import Config, Lora, Prompts, Ranker, Reward, Selection, nearest
 from larpo.errors import ConfigError
+from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
-from larpo.prompt_sets import BUNDLED_SETS
+from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
 from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
@@ -22,7 +23,7 @@ def check_config(config: Config) -> None:
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
     checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
-    problems = [problem for check in checks for problem in check(config)]
+    problems = [problem for check in (*checks, evaluation_problems) for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
 
@@ -128,7 +129,9 @@ def _reward(config: Config) -> list[str]:
             f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
             "retries and backoff_s; raise the one, or lower those"
         ]
-    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward)]
+    reranker = config.evaluation.sweep.reranker
+    problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
+    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward), *problems]
 
 
 def _reward_gpus(reward: Reward) -> list[str]:
@@ -209,7 +212,7 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"{where}.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
-    has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
+    has_answers = prompts.source in set(BUNDLED_SETS) - set(HELDOUT_ONLY) or prompts.columns.answer_key is not None
     needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
     if needed is not None and not has_answers:
         return [

@@ -189,12 +189,13 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "iteration", "epoch"),
     "lists": ("iteration",),  # one part of an iteration's lists
     "iteration": ("iteration",),  # the end of an iteration
-    "evaluation": ("label",),  # one label a policy; `iteration`, where given, counts the iterations behind it
+    # One label a policy; `iteration`, where given, counts the iterations behind it, `step` is that of a snapshot.
+    "evaluation": ("label",),
     "weights": (),
     "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
     "alarm": ("message",),
     "failure": ("actor", "reason"),
-    "done": (),
+    "done": (),  # which policy was `taken`, the `last` one's numbers, and why the run `stopped` early, if it did
 }
 SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
 

@@ -65,8 +65,17 @@ class Panel:
     from_zero: bool = False
 
 
-def line_plot(panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[float, str]] = ()) -> str:
-    """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`."""
+def line_plot(
+    panels: Sequence[Panel],
+    xlabel: str,
+    boundaries: Sequence[tuple[float, str]] = (),
+    ticks: Sequence[float] = (),
+    log_x: bool = False,
+) -> str:
+    """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`.
+
+    The axis is marked at whole numbers, or at `ticks`.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -77,7 +86,13 @@ def line_plot(panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[f
             _draw_panel(axis, panel, boundaries)
         _label_boundaries(axes[0], boundaries)
         axes[-1].set_xlabel(xlabel)
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        if log_x:
+            axes[-1].set_xscale("log")
+        if ticks:
+            axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes[-1].set_xticks([], minor=True)
+        else:
+            axes[-1].xaxis.get_major_locator().set_params(integer=True)
         return _svg(figure)
 
 

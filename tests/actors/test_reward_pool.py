@@ -48,7 +48,7 @@ def make_pool(monkeypatch):
             {"reward": {"replicas": replicas, "cache": False}, "timeouts": {"reward_s": limit}}
         )
         failures = []
-        pool = RewardPool(SimpleNamespace(config=config), lambda name, reason: failures.append((name, reason)))
+        pool = RewardPool(config, lambda name, reason: failures.append((name, reason)))
         return pool, failures
 
     return make
@@ -141,8 +141,7 @@ def make_run(monkeypatch, tmp_path):
     def make(double):
         monkeypatch.setattr(placement, "place_reward", lambda section: double)
         failures = []
-        run = SimpleNamespace(config=Config(), folder=tmp_path)
-        return RewardPool(run, lambda name, reason: failures.append((name, reason))), failures
+        return RewardPool(Config(), lambda name, reason: failures.append((name, reason)), tmp_path), failures
 
     return make
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -86,8 +85,8 @@ def test_a_dead_engine_is_replaced_with_its_actor_and_every_engine_ends_with_its
 
     async def work():
         failures = []
-        run = SimpleNamespace(config=Config.model_validate({"reward": section.model_dump()}))
-        pool = RewardPool(run, lambda name, reason: failures.append((name, reason)))
+        config = Config.model_validate({"reward": section.model_dump()})
+        pool = RewardPool(config, lambda name, reason: failures.append((name, reason)))
         await pool.start()
         first = engine_processes(local_ray, pool.actors[0])
         first[0].kill()
@@ -112,10 +111,10 @@ def test_an_engine_that_does_not_start_is_one_error(local_ray, section):
     from actors.cast import RewardPool
 
     long = section.model_copy(update={"pooling": section.pooling.model_copy(update={"max_model_len": 4096})})
-    run = SimpleNamespace(config=Config.model_validate({"reward": long.model_dump()}))
+    config = Config.model_validate({"reward": long.model_dump()})
 
     async def work():
-        await RewardPool(run, lambda name, reason: None).start()
+        await RewardPool(config, lambda name, reason: None).start()
 
     with pytest.raises(RewardError, match=r"(?s)reward-0 could not start.*did not start"):
         asyncio.run(work())
