@@ -31,16 +31,18 @@ REWARD_CACHE = "rewards.sqlite"  # in the run folder
 class RewardPool:
     """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again.
 
-    With `reward.cache` and a folder, what was given before is kept there and not asked for again.
+    With `reward.cache`, what has been given before, and lies in the cache folder, is not asked for again.
     """
 
-    def __init__(self, config: Config, on_failure: Callable[[str, str], None], folder: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, on_failure: Callable[[str, str], None], cache_folder: Path | None = None
+    ) -> None:
         timeouts = config.timeouts
         self._section, self._limit = config.reward, timeouts.reward_s
         has_engine = any(section.kind == "vllm" for section in self._section.sections())
         self._start_limit = ("engine_start_s", timeouts.engine_start_s) if has_engine else ("reward_s", self._limit)
         self._on_failure = on_failure
-        self._folder = folder if self._section.cache else None
+        self._folder = cache_folder if self._section.cache else None
         self._cache: RewardCache | None = None
         self._hits = 0
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
@@ -59,7 +61,6 @@ class RewardPool:
             )
         self.fingerprint, self.joint = found[0].fingerprint, found[0].joint
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._cache = RewardCache(self._folder / REWARD_CACHE, self.fingerprint, joint=self.joint)
 
     async def _described(self, number: int) -> Described:

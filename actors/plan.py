@@ -108,13 +108,6 @@ def describe(run: PreparedRun) -> str:
     return "\n".join(lines)
 
 
-def _passes(config: Config) -> str:
-    """What a pairwise ranker costs, empty for other rewards."""
-    rankers = [section.ranker for section in config.reward.sections() if section.kind == "pairwise"]
-    counts = [passes(config.sampling.k, ranker.comparisons) for ranker in rankers]
-    return f", {sum(counts)} passes of the ranker a list of {config.sampling.k}" if counts else ""
-
-
 def _evaluation(run: PreparedRun) -> list[str]:
     """What held-out evaluation costs."""
     settings, work, prompts = run.config.evaluation, Workload(run.config), len(run.heldout)
@@ -129,6 +122,13 @@ def _evaluation(run: PreparedRun) -> list[str]:
         patience = "" if settings.patience is None else f"; ends after {settings.patience} without a gain"
         lines.append(f"                the policy with the best {settings.best_metric} is kept{patience}")
     return lines
+
+
+def _passes(config: Config) -> str:
+    """What a pairwise ranker costs, empty for other rewards."""
+    rankers = [section.ranker for section in config.reward.sections() if section.kind == "pairwise"]
+    counts = [passes(config.sampling.k, ranker.comparisons) for ranker in rankers]
+    return f", {sum(counts)} passes of the ranker a list of {config.sampling.k}" if counts else ""
 
 
 def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:

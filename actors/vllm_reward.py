@@ -10,6 +10,7 @@ from typing import Any
 from actors.engine import EngineOptions, PoolingEngine
 from larpo.config import Pooling
 from larpo.config import Reward as RewardSection
+from larpo.conversations import encode_conversation
 from larpo.errors import RewardError
 from larpo.model_folder import fingerprint
 from larpo.rewards import Request, Reward, finite
@@ -45,9 +46,8 @@ class VllmReward:
 
     def score_lists(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """All conversations of all lists at once; the engine makes its own batches."""
-        from larpo.classifier_reward import conversation_row
-
-        encoded = [conversation_row(self._tokenizer, prompt, text)[0] for prompt, texts in requests for text in texts]
+        conversations = [encode_conversation(self._tokenizer, p, text) for p, texts in requests for text in texts]
+        encoded = [list(conversation.ids) for conversation in conversations]
         limit = self._section.max_model_len
         whole = [ids for ids in encoded if len(ids) <= limit]
         try:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from larpo.attention import plain_attention
-from larpo.chat import plain_text
 from larpo.config import Classifier, Pooling
+from larpo.conversations import encode_conversation, longest_conversation
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
+from larpo.recipe import bundled_recipes
 from larpo.rewards import Request, Reward, finite
-from larpo.row_batches import Row, pick_device, score_rows
+from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash
 
 
@@ -53,12 +54,13 @@ class ClassifierReward:
 
     def score_lists(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """All conversations of all lists, in batches of similar length."""
-        encoded = [conversation_row(self._tokenizer, prompt, text) for prompt, texts in requests for text in texts]
-        limit = self._section.max_tokens
+        encoded = [encode_conversation(self._tokenizer, p, text) for p, texts in requests for text in texts]
+        limit = longest_conversation(self._model.config, self._tokenizer, self._section.max_tokens)
+        source = "reward.classifier.max_tokens" if limit == self._section.max_tokens else "what the model reaches"
         rewards = {
-            number: Reward(self._failed, f"{len(ids)} tokens, over the limit of {limit} (reward.classifier.max_tokens)")
-            for number, (ids, _) in enumerate(encoded)
-            if len(ids) > limit
+            number: Reward(self._failed, f"{len(conversation)} tokens, over the limit of {limit} ({source})")
+            for number, conversation in enumerate(encoded)
+            if len(conversation) > limit
         }
         whole = [number for number in range(len(encoded)) if number not in rewards]
         pad, batch_tokens = self._model.config.pad_token_id, self._section.batch_tokens
@@ -71,22 +73,9 @@ class ClassifierReward:
         del self._model
 
     def _scores(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Padding stands on the right: a decoder's head reads the last token that is none."""
         if "token_type_ids" not in self._tokenizer.model_input_names:
             inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
         return self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits[:, 0]
-
-
-def conversation_row(tokenizer: Any, prompt: Prompt, response: str) -> Row:
-    """Token ids of a conversation by the model's chat template; without one, a pair of texts with its token types."""
-    if tokenizer.chat_template is None:
-        pair = tokenizer(plain_text(prompt.messages), response)
-        ids = list(pair["input_ids"])
-        return ids, list(pair.get("token_type_ids", [0] * len(ids)))
-    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    turns.append({"role": "assistant", "content": response})
-    ids = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-    return ids, [0] * len(ids)
 
 
 def classifier_folder(section: Classifier) -> Path:
@@ -114,7 +103,10 @@ def _checked(where: str, section: Classifier | Pooling) -> tuple[Path, Any]:
     """Folder and tokenizer of a sequence classifier of one output."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = find_model(where, str(section.model), section.revision, own_code=section.trust_remote_code)
+    try:
+        folder = find_model(where, str(section.model), section.revision, own_code=section.trust_remote_code)
+    except DataError as error:
+        raise type(error)(f"{error}{_how_to_make(Path(str(section.model)))}") from error
     shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **shared)
@@ -143,3 +135,9 @@ def check_scalar_head(where: str, model: str, folder: Path, config: Any, own_cod
             f"{where}.trust_remote_code = False: {folder} is of type {config.model_type!r}, which only the "
             "Python code in its folder can load; read that code, then set it to true, or give another model"
         )
+
+
+def _how_to_make(model: Path) -> str:
+    """Where a missing folder is what a bundled recipe writes: the command."""
+    made_here = model.name == "model" and model.parent.name in bundled_recipes()
+    return f". This one is made by: python -m scripts.train_reward {model.parent.name}" if made_here else ""

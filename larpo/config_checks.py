@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Lora, Prompts, Ranker, Reward, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Ranker, Reward, Run, Selection, nearest
 from larpo.errors import ConfigError
 from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
@@ -45,7 +45,12 @@ def selected_count(selection: Selection, k: int) -> int:
 
 
 def _run(config: Config) -> list[str]:
-    name = config.run.name
+    return run_problems(config.run)
+
+
+def run_problems(run: Run) -> list[str]:
+    """What is wrong with a run's name, in any recipe."""
+    name = run.name
     if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")):
         return []
     return [
@@ -58,20 +63,18 @@ def _lora(config: Config) -> list[str]:
     return lora_problems(config.policy.lora)
 
 
-def lora_problems(lora: Lora) -> list[str]:
-    """What can be said of the section `policy.lora` before the model is known."""
+def lora_problems(lora: Lora, where: str = "policy.lora") -> list[str]:
+    """What can be said of a section of adapters before the model is known; `where` is its place in the recipe."""
     if not lora.rank:
         given = [name for name, value in lora if value != getattr(Lora(), name)]
         if not given:
             return []
-        return [
-            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
-        ]
+        return [f"{where}.{given[0]} is given, but {where}.rank is 0: no adapter is made; set a rank, such as 16"]
     if not lora.target_modules:
-        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+        return [f"{where}.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
     if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
         return [
-            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            f"{where}.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
             "others out, or all-linear"
         ]
     return []

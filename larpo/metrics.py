@@ -52,6 +52,8 @@ _TRAIN = _gauges(
     ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
     ("memory_gib", "GiB", "peak memory of a trainer rank"),
+    ("pair_accuracy", "share", "reward model: ordered pairs whose better answer has the higher reward"),
+    ("reward_gap", "reward", "reward model: reward of the better minus the worse answer, mean over pairs"),
 )
 _TRAIN_COUNTS = _counters(
     "train",
@@ -133,7 +135,19 @@ _HELDOUT_NOUNS = (
     ("response_tokens", "tokens", "length of a sampled response, mean"),
     ("cut_off_share", "share", "sampled responses cut at the length limit"),
 )
+_PAIR_NOUNS = (
+    ("pair_accuracy", "share", "held-out pairs whose better answer has the higher reward"),
+    ("pair_accuracy_low", "share", "lower end of its 95% bootstrap interval over prompts"),
+    ("pair_accuracy_high", "share", "upper end of its 95% bootstrap interval over prompts"),
+    ("calibration_error", "share", "expected calibration error of sigmoid(r_i - r_j) on held-out pairs"),
+    ("brier", "share", "Brier score of sigmoid(r_i - r_j) on held-out pairs"),
+    ("prompt_copy_wins", "share", "held-out lists in which a copy of the prompt beats the best answer"),
+    ("repeated_sentence_wins", "share", "held-out lists in which one sentence repeated beats the best answer"),
+)
 _HELDOUT = (
+    *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; untrained") for noun, unit, text in _PAIR_NOUNS)),
+    *_gauges("heldout", *((f"{noun}_after", unit, f"{text}; trained") for noun, unit, text in _PAIR_NOUNS)),
+    *_gauges("heldout", ("pairs", "pairs", "held-out pairs measured")),
     *_gauges("heldout", *_HELDOUT_NOUNS),
     *_gauges("heldout", ("reward_stderr", "reward", "standard error of the reward over prompts")),
     *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; base") for noun, unit, text in _HELDOUT_NOUNS)),

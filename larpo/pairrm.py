@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from larpo.conversations import Conversation
 from larpo.errors import DataError
 from larpo.model_folder import weight_files
-from larpo.row_batches import Row
 
 ARCHITECTURE = "DebertaV2PairRM"
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
@@ -78,7 +78,7 @@ def token_ids(folder: Path, tokenizer: Any) -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def pairrm_row(tokenizer: Any, prompt: str, first: str, second: str, max_tokens: int) -> Row:
+def pairrm_row(tokenizer: Any, prompt: str, first: str, second: str, max_tokens: int) -> Conversation:
     """The row of one comparison; what is too long is cut at its end, the prompt to its share, the responses evenly."""
 
     def piece(token: str, text: str, limit: int) -> list[int]:
@@ -89,4 +89,4 @@ def pairrm_row(tokenizer: Any, prompt: str, first: str, second: str, max_tokens:
     source = piece(SOURCE, prompt, int(SOURCE_SHARE * max_tokens))
     limit = (max_tokens - len(source)) // 2
     ids = [*source, *piece(FIRST, first, limit), *piece(SECOND, second, limit)]
-    return ids, [0] * len(ids)
+    return Conversation(tuple(ids), (0,) * len(ids))

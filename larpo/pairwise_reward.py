@@ -13,12 +13,13 @@ import torch
 from larpo.chat import plain_text
 from larpo.comparisons import design, fit
 from larpo.config import Ranker
+from larpo.conversations import Conversation
 from larpo.errors import DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
 from larpo.pairrm import ARCHITECTURE, load_pairrm, pairrm_row, token_ids
 from larpo.rewards import Request, Reward
-from larpo.row_batches import Row, pick_device, score_rows
+from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -84,7 +85,7 @@ class PairwiseReward:
             return [Reward(self._failed, f"a comparison of the list is not finite ({strange[0]})")] * count
         return [Reward(score) for score in fit(count, pairs, margins)]
 
-    def _row(self, prompt: Prompt, first: str, second: str) -> Row:
+    def _row(self, prompt: Prompt, first: str, second: str) -> Conversation:
         single = len(prompt.messages) == 1
         text, limit = prompt.messages[0].content if single else plain_text(prompt.messages), self._section.max_tokens
         if self._is_pairrm:
@@ -100,21 +101,21 @@ class PairwiseReward:
         return self._model(**placed).logits[:, 0]
 
 
-def template_row(tokenizer: Any, template: str, prompt: str, first: str, second: str, max_tokens: int) -> Row:
+def template_row(tokenizer: Any, template: str, prompt: str, first: str, second: str, max_tokens: int) -> Conversation:
     """The row of one comparison as the template says it; what is too long is cut at its end, each text to a third."""
     texts = {"{prompt}": prompt, "{first}": first, "{second}": second}
 
-    def filled(texts: dict[str, str]) -> Row:
+    def filled(texts: dict[str, str]) -> Conversation:
         row = tokenizer(re.sub(r"{(?:prompt|first|second)}", lambda place: texts[place[0]], template))
-        ids = list(row["input_ids"])
-        return ids, list(row.get("token_type_ids", [0] * len(ids)))
+        ids = tuple(row["input_ids"])
+        return Conversation(ids, tuple(row.get("token_type_ids", [0] * len(ids))))
 
     whole = filled(texts)
-    if len(whole[0]) <= max_tokens:
+    if len(whole) <= max_tokens:
         return whole
-    third = max(0, max_tokens - len(filled(dict.fromkeys(texts, ""))[0])) // 3
-    ids, types = filled({place: _cut(tokenizer, text, third) for place, text in texts.items()})
-    return ids[:max_tokens], types[:max_tokens]
+    third = max(0, max_tokens - len(filled(dict.fromkeys(texts, "")))) // 3
+    cut = filled({place: _cut(tokenizer, text, third) for place, text in texts.items()})
+    return Conversation(cut.ids[:max_tokens], cut.types[:max_tokens])
 
 
 def _cut(tokenizer: Any, text: str, tokens: int) -> str:

@@ -249,7 +249,7 @@ _LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.
 
 def _lora_row(lora: Lora) -> list[str]:
     on = ", ".join(lora.target_modules)
-    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {on} |"
+    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, on {on} |"
     return [row] if lora.rank else []
 
 

@@ -1,40 +1,31 @@
-"""Rows of token ids through a model, in batches of similar length."""
+"""Conversations through a model, in batches of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-Row = tuple[list[int], list[int]]  # token ids, and their token types (all 0 where the model knows none)
+from larpo.conversations import Conversation, padded_batch
 
 
 @torch.no_grad()
 def score_rows(
-    rows: Sequence[Row],
+    rows: Sequence[Conversation],
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     *,
     batch_tokens: int,
     pad: int | None,
 ) -> list[float]:
-    """One number a row, in the order of the rows.
+    """One number a conversation, in their order.
 
     `forward` takes input_ids, attention_mask and token_type_ids, each [B, T], padded on the right with `pad`, and gives
     [B]. A batch has at most `batch_tokens` tokens, padding included, or one row; without a padding token its rows are
     of one length.
     """
     scores: dict[int, float] = {}
-    for batch in _batches([len(ids) for ids, _ in rows], batch_tokens, pads=pad is not None):
-        ids = [torch.tensor(rows[number][0]) for number in batch]
-        types = [torch.tensor(rows[number][1]) for number in batch]
-        found = forward(
-            {
-                "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad or 0),
-                "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-                "token_type_ids": pad_sequence(types, batch_first=True),
-            }
-        )
+    for batch in _batches([len(row) for row in rows], batch_tokens, pads=pad is not None):
+        found = forward(padded_batch([rows[number] for number in batch], pad=pad, types=True))
         scores |= dict(zip(batch, found.float().tolist(), strict=True))
     return [scores[number] for number in range(len(rows))]
 

@@ -176,7 +176,7 @@ def trained(tmp_path_factory):
     network.train()
     for _ in range(120):
         pairs = [draw.sample(letters, 2) for _ in range(48)]
-        rows = [model._row(PROMPT, *pair)[0] for pair in pairs]
+        rows = [model._row(PROMPT, *pair).ids for pair in pairs]
         better = torch.sigmoid(torch.tensor([0.7 * (ord(first) - ord(second)) for first, second in pairs]))
         ids = torch.tensor(rows)
         logits = network({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -226,7 +226,7 @@ def test_a_classifier_reads_prompt_and_both_responses(classifier):
 
 def test_a_text_for_a_classifier_is_cut_evenly(classifier):
     tokenizer = AutoTokenizer.from_pretrained(classifier)
-    ids, _ = template_row(tokenizer, "{prompt}|{first}|{second}", "x" * 50, "y" * 50, "zz", 32)
+    ids = template_row(tokenizer, "{prompt}|{first}|{second}", "x" * 50, "y" * 50, "zz", 32).ids
     assert tokenizer.decode(ids) == f"{'x' * 10}|{'y' * 10}|zz"
 
 
