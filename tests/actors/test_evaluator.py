@@ -32,7 +32,9 @@ class House:
         self.tasks, self.scored, self.killed, self.dies_after = [], [], [], None
         self.fingerprint, self.joint, self.sign = "f", False, 1.0
         monkeypatch.setattr(
-            placement, "place_reward", lambda section: self._actor(describe=self._describe, rank=self._rank)
+            placement,
+            "place_reward",
+            lambda section: self._actor(describe=self._describe, rank=self._rank, close=self._zero),
         )
         monkeypatch.setattr(placement, "place_sampler", lambda config, options, store: self._sampler(options.model))
         monkeypatch.setattr(
