@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(self, evaluation: PreparedEvaluation, say: Say) -> None:
         self.evaluation, self.config, self.say = evaluation, evaluation.config, say
-        self.rewards = RewardPool(self.config, self.failed)
+        self.rewards = RewardPool(self.config, self.failed, evaluation.folder)
 
     def failed(self, name: str, reason: str) -> None:
         self.say(f"{name} ended and is replaced: {reason}")
@@ -59,7 +59,7 @@ class Evaluator:
             todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
             if todo:
                 await _Answering(self, model, todo).run()
-        self.rewards.stop()
+        await self.rewards.stop()
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
         strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self.rewards.fingerprint}

@@ -6,24 +6,28 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from actors.engine import EngineOptions
 from actors.reward import RewardActor
+from actors.reward_trainer import RewardSpec, reward_loop
 from actors.sampler import Sampler
 from actors.scorer import Scorer
 from actors.stream import ListStream
 from actors.trainer import TrainSpec, train_loop
+from actors.training_desk import TrainingDesk
 from actors.weights import WeightStore
-from larpo.config import Config, Reward
+from larpo.config import Config, Reward, Training
 from larpo.errors import ConfigError, TrainingError
+from larpo.reward_training_config import RewardFit, RewardTraining
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
-def start_ray(config: Config, namespace: str, needed: Mapping[str, float] | None = None) -> str:
+def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[str, float] | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one.
 
     `needed` are the resources of all actors that live at one time, a run's when not given.
@@ -54,7 +58,7 @@ def start_ray(config: Config, namespace: str, needed: Mapping[str, float] | None
     return context.dashboard_url or ""
 
 
-def check_machine(config: Config, needed: Mapping[str, float] | None = None) -> None:
+def check_machine(config: Config | RewardTraining, needed: Mapping[str, float] | None = None) -> None:
     """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place."""
     if not os.environ.get("RAY_ADDRESS"):
         there = {"CPU": float(os.cpu_count() or 1), **_local_gpus()}
@@ -69,10 +73,10 @@ def check_plan(config: Config) -> None:
         check_machine(config)
 
 
-def needed_resources(config: Config) -> dict[str, float]:
+def needed_resources(config: Config | RewardTraining) -> dict[str, float]:
     """Ray resources of all samplers, trainer workers and reward actors together, or of the trainer where it is all."""
     asked = [(config.training.workers, config.training.resources_per_worker)]
-    if config.preferences.source is None:
+    if isinstance(config, Config) and config.preferences.source is None:
         asked += [
             (config.samplers.count, config.samplers.resources),
             (config.reward.replicas, config.reward.resources),
@@ -159,6 +163,12 @@ def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
 
 
+def place_desk(lists: Mapping[str, Any]) -> Any:
+    import ray
+
+    return ray.remote(TrainingDesk).options(num_cpus=0).remote(lists)
+
+
 def kill(actor: Any) -> None:
     import ray
 
@@ -189,20 +199,31 @@ async def train(spec: TrainSpec) -> None:
 
 
 def _fit(spec: TrainSpec) -> None:
+    training, limit = spec.config.training, spec.config.timeouts.step_s
+    fit_group(train_loop, spec, spec.checkpoints, training, step_s=limit)
+
+
+def fit_reward_model(spec: RewardSpec) -> None:
+    """Run the Ray Train group of a reward model's training to its end; raises TrainingError with the cause."""
+    training, limit = spec.config.training, spec.config.timeouts.step_s
+    fit_group(reward_loop, spec, spec.checkpoints, training, step_s=limit)
+
+
+def fit_group(loop: Callable, spec: Any, storage: Path, training: Training | RewardFit, *, step_s: float) -> None:
+    """Run a Ray Train group whose ranks call `loop({"spec": spec})`, restarting it as `training` says."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training = spec.config.training
     resources = dict(training.resources_per_worker)
     gpu = resources.get("GPU", 0) > 0
     trainer = TorchTrainer(
-        train_loop,
+        loop,
         train_loop_config={"spec": spec},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(spec.config.timeouts.step_s)),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(step_s)),
         scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(spec.checkpoints),
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=training.max_failures),
         ),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from larpo.chat import encode_prompt, stop_token_ids
-from larpo.config import Config
+from larpo.config import Config, Run, Section
 from larpo.errors import ConfigError, DataError
 from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompt_sets import HELDOUT_ONLY
@@ -79,16 +79,21 @@ def new_run(recipe: str, overrides: Sequence[str]) -> tuple[Config, Path]:
             f"prompts.source = {config.prompts.source!r}: is for evaluation only; give a set to train on, and evaluate"
             " with python -m scripts.evaluate"
         )
-    name = config.run.name or f"{recipe_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(config.run.output_dir) / name
+    return config, new_folder_of(config.run, recipe)
+
+
+def new_folder_of(run: Run, recipe: str) -> Path:
+    """Where a new run of any stage goes; DataError when the folder holds another run, or cannot be made."""
+    name = run.name or f"{recipe_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(run.output_dir) / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
             f"{folder} already holds another run; choose another run.name, or go on with that one: --resume"
         )
     above = next(parent for parent in folder.resolve().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"run.output_dir = {config.run.output_dir!r}: no folder can be made in {above}; give another")
-    return config, folder.resolve()
+        raise DataError(f"run.output_dir = {run.output_dir!r}: no folder can be made in {above}; give another")
+    return folder.resolve()
 
 
 def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
@@ -147,6 +152,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     if too_long:
         notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
     _check_counts(config, len(train), len(long_train))
+    _check_heldout(config, len(heldout), len(long_heldout))
     return PreparedRun(
         config=config,
         name=folder.name,
@@ -191,23 +197,36 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
         )
 
 
+def _check_heldout(config: Config, heldout: int, too_long: int) -> None:
+    if heldout == 0 and (config.evaluation.best_metric or config.evaluation.every_steps):
+        raise DataError(
+            f"no held-out prompts are left ({too_long} are longer than prompts.max_prompt_tokens ="
+            f" {config.prompts.max_prompt_tokens}), and evaluation.best_metric and every_steps need some: raise it"
+        )
+
+
 def create_folder(run: PreparedRun) -> None:
     """Make the run folder and write the resolved configuration into it, first of all files."""
     if run.resumed:
-        _check_inputs(run.folder / INPUTS_FILE, run.fingerprints())
+        check_inputs(run.folder / INPUTS_FILE, run.fingerprints())
         return
+    write_inputs(run.folder, run.config, run.fingerprints(), (run.lists.name, run.checkpoints.name))
+
+
+def write_inputs(folder: Path, config: Section, inputs: Mapping[str, str], folders: Sequence[str]) -> None:
+    """A new run's folders, what it was begun with, and its configuration, which makes it one that can be resumed."""
     try:
-        run.lists.mkdir(parents=True, exist_ok=True)
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        (run.folder / INPUTS_FILE).write_text(json.dumps(run.fingerprints()) + "\n")
-        partial = run.folder / (CONFIG_FILE + ".partial")
-        partial.write_text(config_to_yaml(run.config))
-        partial.rename(run.folder / CONFIG_FILE)
+        for name in folders:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / INPUTS_FILE).write_text(json.dumps(inputs) + "\n")
+        partial = folder / (CONFIG_FILE + ".partial")
+        partial.write_text(config_to_yaml(config))
+        partial.rename(folder / CONFIG_FILE)
     except OSError as error:
-        raise DataError(f"{run.folder} cannot be written ({error}); give another run.output_dir") from error
+        raise DataError(f"{folder} cannot be written ({error}); give another run.output_dir") from error
 
 
-def _check_inputs(file: Path, inputs: Mapping[str, str]) -> None:
+def check_inputs(file: Path, inputs: Mapping[str, str]) -> None:
     """DataError when a run would go on with another policy or other prompts than it began with."""
     before = json.loads(file.read_text()) if file.is_file() else inputs
     changed = [name for name, value in inputs.items() if before.get(name) != value]

@@ -37,7 +37,9 @@ async def rerank_all(evaluation: PreparedEvaluation, say: Callable[[str], None])
     if not todo:
         return
     own = config.model_copy(update={"reward": config.evaluation.sweep.reranker})
-    pool = RewardPool(own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"))
+    pool = RewardPool(
+        own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"), evaluation.folder
+    )
     await pool.start()
     for model in evaluation.models:
         lists, file = todo.get(model.name, []), evaluation.reranks_of(model)
@@ -50,4 +52,4 @@ async def rerank_all(evaluation: PreparedEvaluation, say: Callable[[str], None])
             for item, values in zip(part, found, strict=True):
                 rewards |= {c.id: reward.value for c, reward in zip(item.candidates, values, strict=True)}
             write_scores(file, rewards)
-    pool.stop()
+    await pool.stop()

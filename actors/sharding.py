@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
+from larpo.lora import adapter_files, adapter_parameters, base_weights, has_lora
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -13,14 +17,24 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     Without ZeRO it can sum the gradients of bfloat16 weights in bfloat16 only.
     """
     training = config.training
-    summed_in = "bf16" if config.policy.dtype == "bfloat16" and training.zero_stage == 0 else "fp32"
+    return zero_config(
+        dtype=config.policy.dtype,
+        stage=training.zero_stage,
+        clip_norm=training.optimizer.clip_norm,
+        ranks=ranks,
+    )
+
+
+def zero_config(*, dtype: str, stage: int, clip_norm: float, ranks: int) -> dict[str, Any]:
+    """The same from single numbers, for whatever is trained."""
+    summed_in = "bf16" if dtype == "bfloat16" and stage == 0 else "fp32"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
-        "gradient_clipping": training.optimizer.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": config.policy.dtype == "bfloat16"},
+        "gradient_clipping": clip_norm,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,
     }
@@ -31,12 +45,37 @@ def gathered(parameters: list, config: Config, modifier_rank: int | None = None)
 
     What `modifier_rank` writes there is what all ranks have afterwards.
     """
+    return gathered_at(parameters, config.training.zero_stage, modifier_rank)
+
+
+def gathered_at(parameters: list, stage: int, modifier_rank: int | None = None) -> Any:
+    """`gathered` for a ZeRO stage."""
     import deepspeed
 
-    enabled = config.training.zero_stage == 3
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=enabled)
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=stage == 3)
 
 
 def full_numel(parameter: Any) -> int:
     """Elements of a parameter that may lie in pieces."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def put_weights(
+    model: Any, target: PublishedFolder | None, *, stage: int, dtype: str, bucket_mib: int, base: str
+) -> None:
+    """The model's weights, gathered bucket by bucket, into the rank's `target`, if it has one; all ranks call it.
+
+    Adapters are merged in, and lie beside the buckets as peft's own files, in which `base` names the base model.
+    """
+    weights, kind = base_weights(model), getattr(torch, dtype)
+    sizes = {name: full_numel(weight.parameter) * kind.itemsize for name, weight in weights.items()}
+    for names in split_into_buckets(sizes, bucket_mib * 2**20):
+        with gathered_at([part for name in names for part in weights[name].parts], stage):
+            if target is not None:
+                target.add(encode_bucket({n: weights[n].merged().to("cpu", kind, copy=False) for n in names}))
+    if not has_lora(model):
+        return
+    with gathered_at(list(adapter_parameters(model).values()), stage):
+        if target is not None:
+            for name, data in adapter_files(model, base).items():
+                target.put_beside(name, data)

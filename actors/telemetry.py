@@ -16,22 +16,35 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import larpo
 from actors.console import RunState, make_console
 from actors.telemetry_sinks import RaySink, WandbSink, redact, redact_all
-from larpo.config import Config
+from larpo.config import Run
+from larpo.config import Telemetry as TelemetrySection
 from larpo.errors import DataError, LarpoError
 from larpo.metrics import check_event, check_names
 
 METRICS_FILE = "metrics.jsonl"
 
 
+class Told(Protocol):
+    """What telemetry reads of a configuration, whatever stage it is of."""
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def telemetry(self) -> TelemetrySection: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 class Telemetry:
     """The telemetry of one run, living in the driver; safe to call from several threads."""
 
-    def __init__(self, config: Config, run_dir: Path, *, resume: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, config: Told, run_dir: Path, *, resume: bool, stream: TextIO | None = None) -> None:
         self._lock = threading.RLock()
         self._path = run_dir / METRICS_FILE
         self._index = _prepare(self._path, resume)
@@ -112,7 +125,7 @@ class Telemetry:
             sink, index = self._wandb, self._index
             self._try_wandb("log", lambda: sink.log(index, {**axes, **numbers}))
 
-    def _open_wandb(self, config: Config, run_dir: Path) -> None:
+    def _open_wandb(self, config: Told, run_dir: Path) -> None:
         self._wandb = WandbSink(config, run_dir)
         if self._wandb.mode == "offline":
             self.say(f"wandb is offline (no key): `wandb sync {run_dir / 'wandb'}/offline-run-*` uploads it")

@@ -10,12 +10,14 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from larpo.config import Config
 from larpo.errors import PhaseTimeout
 from larpo.metrics import METRICS
+
+if TYPE_CHECKING:
+    from actors.telemetry import Told
 
 _SECRET_NAME = re.compile(r"(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -81,13 +83,13 @@ def within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
 class WandbSink:
     """A wandb run in `run_dir/wandb`, under the same id after a resume."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Told, run_dir: Path) -> None:
         self.mode = wandb_mode(os.environ, Path.home())
         self._run = None
         if self.mode != "disabled":
             self._run = within(_WANDB_START_S, "wandb.init", lambda: self._start(config, run_dir))
 
-    def _start(self, config: Config, run_dir: Path) -> Any:
+    def _start(self, config: Told, run_dir: Path) -> Any:
         import wandb
 
         settings = wandb.Settings(

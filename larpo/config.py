@@ -20,7 +20,8 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
-RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
+BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "vllm", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -144,6 +145,36 @@ class Classifier(Section):
     trust_remote_code: bool = False  # run Python code that the model folder carries
 
 
+class Ranker(Section):
+    """A model that compares two responses (`kind: pairwise`): PairRM, or a classifier of one output."""
+
+    model: str | None = None  # Hugging Face hub id or local folder, such as llm-blender/PairRM-hf
+    revision: str | None = None  # hub revision
+    template: str = "{prompt}\n\nA: {first}\n\nB: {second}"  # what a classifier reads (PairRM has its own form)
+    comparisons: Annotated[int, Field(ge=2)] | None = None  # others that each response meets; all when not given
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
+    batch_tokens: Positive = 16384  # tokens of one batch, padding included
+    max_tokens: Annotated[int, Field(ge=16)] = 2048  # of a comparison; longer prompts and responses are cut to fit
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
+class Pooling(Section):
+    """A model with a head of one output that vLLM serves in the reward actor (`kind: vllm`)."""
+
+    model: str | None = None  # Hugging Face hub id or local folder
+    revision: str | None = None  # hub revision
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of its weights
+    tensor_parallel_size: Positive = 1  # GPUs its engine spans
+    max_model_len: Positive = 4096  # a longer conversation gets failed_reward (reported), never a cut
+    max_num_seqs: Positive = 128  # conversations scored at a time
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory its engine takes
+    cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
+    cpu_cores: Cores = "auto"  # cores an engine on CPU binds to; auto takes those of the samplers' engines too
+    enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
 class Endpoint(Section):
     """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
 
@@ -159,13 +190,20 @@ class Reward(Section):
     name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
     timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
+    cache: bool = True  # keep rewards in the run folder, so that the same response is not scored twice
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
     classifier: Classifier = Classifier()
+    ranker: Ranker = Ranker()
+    pooling: Pooling = Pooling()
     endpoint: Endpoint = Endpoint()
     parts: tuple[Reward, ...] = ()  # weighted: the rewards that are added up, each a section like this one
     weight: float = 1.0  # of a part
     word_weight: float = 0.0  # weighted: added for each word of a response; below 0, shorter is better
+
+    def sections(self) -> tuple[Reward, ...]:
+        """This section, or those that a weighted one adds up, and theirs."""
+        return tuple(s for part in self.parts for s in part.sections()) if self.kind == "weighted" else (self,)
 
     @property
     def source(self) -> str:
@@ -174,6 +212,8 @@ class Reward(Section):
             "verifier": self.name,
             "callable": self.name,
             "sequence_classification": str(self.classifier.model),
+            "pairwise": str(self.ranker.model),
+            "vllm": str(self.pooling.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
         }[self.kind]
@@ -285,6 +325,9 @@ class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
+    every_steps: Positive | None = None  # within an iteration too, after so many optimizer steps
+    best_metric: BestMetric | None = None  # the run leaves the policy with the largest value; the last when not given
+    patience: Positive | None = None  # end the run when so many evaluations in a row did not raise best_metric
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
     sweep: Sweep = Sweep()  # models side by side: `python -m scripts.evaluate`
     judges: Judges = Judges()
@@ -300,7 +343,7 @@ class Telemetry(Section):
 
 
 class Timeouts(Section):
-    engine_start_s: Seconds = 600.0  # a sampler's engine
+    engine_start_s: Seconds = 600.0  # a sampler's engine, and a vllm reward's
     trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
     weights_s: Seconds = 300.0  # publish, pull and update of one weight version
     reward_s: Seconds = 300.0  # ranking one list

@@ -52,6 +52,8 @@ _TRAIN = _gauges(
     ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
     ("memory_gib", "GiB", "peak memory of a trainer rank"),
+    ("pair_accuracy", "share", "reward model: ordered pairs whose better answer has the higher reward"),
+    ("reward_gap", "reward", "reward model: reward of the better minus the worse answer, mean over pairs"),
 )
 _TRAIN_COUNTS = _counters(
     "train",
@@ -86,7 +88,11 @@ _FLOW = (
         ("ranked", "prompts", "prompts whose responses are ranked"),
     ),
     *_gauges("prompts", ("train", "prompts", "training prompts"), ("heldout", "prompts", "held-out prompts")),
-    *_counters("reward", ("failures", "responses", "verifiers that raised, hung or gave NaN")),
+    *_counters(
+        "reward",
+        ("failures", "responses", "verifiers that raised, hung or gave NaN"),
+        ("cache_hits", "responses", "responses whose reward the run had kept from before"),
+    ),
     *_gauges("reward", ("lists_per_second", "lists/s", "lists ranked over ranking seconds")),
     *_gauges(
         "stream",
@@ -129,7 +135,19 @@ _HELDOUT_NOUNS = (
     ("response_tokens", "tokens", "length of a sampled response, mean"),
     ("cut_off_share", "share", "sampled responses cut at the length limit"),
 )
+_PAIR_NOUNS = (
+    ("pair_accuracy", "share", "held-out pairs whose better answer has the higher reward"),
+    ("pair_accuracy_low", "share", "lower end of its 95% bootstrap interval over prompts"),
+    ("pair_accuracy_high", "share", "upper end of its 95% bootstrap interval over prompts"),
+    ("calibration_error", "share", "expected calibration error of sigmoid(r_i - r_j) on held-out pairs"),
+    ("brier", "share", "Brier score of sigmoid(r_i - r_j) on held-out pairs"),
+    ("prompt_copy_wins", "share", "held-out lists in which a copy of the prompt beats the best answer"),
+    ("repeated_sentence_wins", "share", "held-out lists in which one sentence repeated beats the best answer"),
+)
 _HELDOUT = (
+    *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; untrained") for noun, unit, text in _PAIR_NOUNS)),
+    *_gauges("heldout", *((f"{noun}_after", unit, f"{text}; trained") for noun, unit, text in _PAIR_NOUNS)),
+    *_gauges("heldout", ("pairs", "pairs", "held-out pairs measured")),
     *_gauges("heldout", *_HELDOUT_NOUNS),
     *_gauges("heldout", ("reward_stderr", "reward", "standard error of the reward over prompts")),
     *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; base") for noun, unit, text in _HELDOUT_NOUNS)),
@@ -185,12 +203,13 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "iteration", "epoch"),
     "lists": ("iteration",),  # one part of an iteration's lists
     "iteration": ("iteration",),  # the end of an iteration
-    "evaluation": ("label",),  # one label a policy; `iteration`, where given, counts the iterations behind it
+    # One label a policy; `iteration`, where given, counts the iterations behind it, `step` is that of a snapshot.
+    "evaluation": ("label",),
     "weights": (),
     "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
     "alarm": ("message",),
     "failure": ("actor", "reason"),
-    "done": (),
+    "done": (),  # which policy was `taken`, the `last` one's numbers, and why the run `stopped` early, if it did
 }
 SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
 

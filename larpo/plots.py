@@ -70,11 +70,13 @@ def line_plot(
     xlabel: str,
     boundaries: Sequence[tuple[float, str]] = (),
     ticks: Sequence[float] = (),
+    *,
     log_x: bool = False,
+    whole_x: bool = True,
 ) -> str:
     """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`.
 
-    The axis is marked at whole numbers, or at `ticks`.
+    The axis is marked at `ticks`, or, with `whole_x`, at whole numbers only, as steps and iterations are.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -92,7 +94,7 @@ def line_plot(
             axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes[-1].set_xticks([], minor=True)
         else:
-            axes[-1].xaxis.get_major_locator().set_params(integer=True)
+            axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
         return _svg(figure)
 
 

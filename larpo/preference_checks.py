@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from larpo.config import Config, PreferenceColumns, Preferences
 
-GENERATED = "reasoning_gym"  # the one source of preferences that larpo makes itself
+GENERATED = "reasoning_gym"  # the source of preferences that larpo makes from questions with one right answer
+CONSTRUCTED = "alpaca_eval_constructed"  # and the one that it makes from good answers to open questions
 
 _ANSWERS = ("chosen and rejected", "responses", "response", "messages alone")
 
@@ -12,11 +13,11 @@ _ANSWERS = ("chosen and rejected", "responses", "response", "messages alone")
 def preference_problems(config: Config) -> list[str]:
     """One line a problem of the section `preferences`, and of knobs that such a run does not have."""
     section, training = config.preferences, config.training
-    problems = _source(section)
-    if "iterations" in training.model_fields_set and training.iterations != 1:
+    problems = source_problems(section)
+    if training.iterations != 1:
         problems.append(
-            f"training.iterations = {training.iterations}: a run on a dataset has one iteration; leave it out, and set "
-            "training.epochs for more passes"
+            f"training.iterations = {training.iterations}: a run on a dataset has one iteration; set "
+            "training.iterations=1, and training.epochs for more passes"
         )
     if config.lists.negatives != "sampled":
         problems.append(
@@ -40,23 +41,28 @@ def largest_list(config: Config) -> int:
     return 2 if section.columns.chosen else 64 if section.columns.responses else 1
 
 
-def _source(section: Preferences) -> list[str]:
+def source_problems(section: Preferences) -> list[str]:
+    """One line a problem of where preferences come from, for any stage that takes them."""
     if section.source != GENERATED:
         if section.tasks:
             return [
                 f"preferences.tasks has {sorted(section.tasks)}: only preferences.source = {GENERATED} takes tasks, "
                 f"not {section.source!r}; leave them out"
             ]
+        if section.source == CONSTRUCTED:
+            return _no_columns(section)
         return _columns(section.columns)
-    problems = []
-    given = {name: column for name, column in section.columns if column is not None}
-    if given:
-        problems.append(f"preferences.columns has {given}: {GENERATED} takes none; leave it out")
+    problems = _no_columns(section)
     if not section.tasks:
         problems.append(f"preferences.tasks = {{}}: {GENERATED} needs one task or more, such as {{chain_sum: {{}}}}")
     if section.train_count is None:
         problems.append(f"preferences.train_count is not given: {GENERATED} makes questions without end; set it")
     return problems
+
+
+def _no_columns(section: Preferences) -> list[str]:
+    given = {name: column for name, column in section.columns if column is not None}
+    return [f"preferences.columns has {given}: {section.source} takes none; leave it out"] if given else []
 
 
 def _columns(columns: PreferenceColumns) -> list[str]:

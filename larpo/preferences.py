@@ -19,7 +19,7 @@ from larpo.preference_rows import KNOBS, Group, Preference, UnusableRow, read_gr
 from larpo.prompt_sets import reasoning_gym_split
 from larpo.types import Prompt, stable_hash
 
-__all__ = ["Preference", "PreferenceSets", "load_preferences"]
+__all__ = ["Preference", "PreferenceSets", "load_preferences", "split_groups"]
 
 _REASONS_SHOWN = 3
 
@@ -48,7 +48,7 @@ def load_preferences(section: Preferences) -> PreferenceSets:
     if section.source == GENERATED:
         return _generated(section)
     groups, notes = _read(section)
-    return _split(groups, section, notes)
+    return split_groups(groups, section, notes)
 
 
 def _read(section: Preferences) -> tuple[list[Group], tuple[str, ...]]:
@@ -86,8 +86,11 @@ def _check_ids(groups: Iterable[Group], source: str) -> None:
 # --- Split
 
 
-def _split(groups: Sequence[Group], section: Preferences, notes: tuple[str, ...]) -> PreferenceSets:
-    """Held-out rows, each of another prompt; training rows from those of prompts that are not held out."""
+def split_groups(groups: Sequence[Group], section: Preferences, notes: tuple[str, ...] = ()) -> PreferenceSets:
+    """Held-out rows, each of another prompt; training rows from those of prompts that are not held out.
+
+    DataError when there are too few for what the section asks.
+    """
     seed = section.split_seed
     order = sorted(groups, key=lambda g: (stable_hash("split", seed, _content(g)), _content(g), g[0].prompt.id))
     first_of_content = {_content(group): group for group in reversed(order)}

@@ -1,0 +1,152 @@
+"""A model under DeepSpeed ZeRO: backward passes, checked steps, checkpoints, and what ranks agree on.
+
+What it needs is Ray Train's process group; what a step computes is its caller's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from actors.checkpoints import unwritten
+from actors.sharding import full_numel, gathered_at, zero_config
+from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
+from larpo.config import Optimizer
+from larpo.errors import CheckpointError
+from larpo.lora import base_weights
+
+TAG = "engine"
+
+
+class ZeroEngine:
+    """One rank's share of a model and its AdamW."""
+
+    def __init__(
+        self, model: torch.nn.Module, *, optimizer: Optimizer, dtype: str, zero_stage: int, ranks: int
+    ) -> None:
+        import deepspeed
+
+        self._dtype, self._stage = dtype, zero_stage
+        self.device = next(model.parameters()).device
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=torch.optim.AdamW(
+                [parameter for parameter in model.parameters() if parameter.requires_grad],
+                lr=optimizer.learning_rate,
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+                weight_decay=optimizer.weight_decay,
+            ),
+            config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
+            dist_init_required=False,
+        )
+        if hasattr(self._engine.optimizer, "check_grad_overflow"):
+            self._engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
+        if hasattr(self._engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of
+            self._engine.optimizer.state.clear()  # zeros: AdamW would count it, and has decayed the weights
+            self._engine.optimizer.refresh_fp32_params()
+
+    @property
+    def model(self) -> Any:
+        return self._engine.module
+
+    def forward(self, **inputs: Tensor) -> Any:
+        return self._engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    def set_rate(self, rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """A loss that is not finite gets a gradient that is not, so that `apply` skips the step on every rank."""
+        finite = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * finite)
+
+    def apply(self) -> tuple[float, bool]:
+        """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
+
+        DeepSpeed's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
+        """
+        if self._stage > 0 or self._dtype == "bfloat16":
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+            return float(norm if norm is not None else float("nan")), bool(self._engine.was_step_applied())
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self._engine.zero_grad()
+            return norm, False
+        self._engine.step()
+        return norm, True
+
+    def write(self, folder: Path, *, bucket_bytes: int, rank: int) -> None:
+        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
+
+        Adapters are merged into what is written; the model stays as it is.
+        """
+        weights = base_weights(self.model)
+        dtype = getattr(torch, self._dtype)
+        sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
+        target = PublishedFolder(folder, 0) if rank == 0 else None
+        for names in split_into_buckets(sizes, bucket_bytes):
+            with gathered_at([part for name in names for part in weights[name].parts], self._stage):
+                if target is not None:
+                    target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
+        if target is not None:
+            target.close()
+        self.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its part of the optimizer and model state."""
+        try:
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(unwritten(folder, error)) from error
+
+    def load(self, folder: Path) -> None:
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if loaded is None:
+            raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """Each number, added up over all ranks."""
+        return self._reduced(numbers, torch.distributed.ReduceOp.SUM)
+
+    def maximum(self, numbers: Sequence[float]) -> list[float]:
+        """The largest of each number over all ranks."""
+        return self._reduced(numbers, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, numbers: Sequence[float], operation: Any) -> list[float]:
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(values, op=operation)
+        return values.tolist()
+
+    def memory_gib(self) -> float:
+        """Peak memory of this rank."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def place_worker(threads: int) -> torch.device:
+    """The device that Ray Train gave this worker; on a CPU, `threads` torch threads unless 0."""
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        if threads:
+            torch.set_num_threads(threads)
+    return device
