@@ -119,7 +119,8 @@ class Annotation:
         self._progress.ranked += len(lists)
 
     async def _offer(self, lists: Sequence[CandidateList], metrics: Mapping[str, float]) -> None:
-        self._progress.log("lists", {**list_metrics(lists, self._config), **metrics}, iteration=self._iteration)
+        hits = {"reward/cache_hits": float(self._cast.rewards.take_hits())}
+        self._progress.log("lists", {**list_metrics(lists, self._config), **metrics, **hits}, iteration=self._iteration)
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=math.inf)  # the stream has its own
 
     async def _ranked(self, lists: Sequence[CandidateList]) -> list[CandidateList]:

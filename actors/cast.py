@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
 from actors import placement
 from actors.engine import EngineOptions
-from actors.pool import SamplerPool
+from actors.policies import policy_folder
+from actors.pool import SHUTDOWN_S, SamplerPool
 from actors.preparation import PreparedRun
 from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
+from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
+from larpo.reward_cache import RewardCache
 from larpo.rewards import Request, Reward
 
+T = TypeVar("T")
 REWARD_ATTEMPTS = 3
+REWARD_CACHE = "rewards.sqlite"  # in the run folder
 
 
 class RewardPool:
-    """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again."""
+    """The reward replicas, each at work on one batch at a time; a dead one is replaced, and its batch ranked again.
 
-    def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
-        self._section, self._limit = run.config.reward, run.config.timeouts.reward_s
+    With `reward.cache`, what has been given before, and lies in the cache folder, is not asked for again.
+    """
+
+    def __init__(
+        self, config: Config, on_failure: Callable[[str, str], None], cache_folder: Path | None = None
+    ) -> None:
+        timeouts = config.timeouts
+        self._section, self._limit = config.reward, timeouts.reward_s
+        has_engine = any(section.kind == "vllm" for section in self._section.sections())
+        self._start_limit = ("engine_start_s", timeouts.engine_start_s) if has_engine else ("reward_s", self._limit)
         self._on_failure = on_failure
+        self._folder = cache_folder if self._section.cache else None
+        self._cache: RewardCache | None = None
+        self._hits = 0
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
@@ -41,21 +60,55 @@ class RewardPool:
                 f"the reward replicas have different models, with the fingerprints {sorted(fingerprints)}"
             )
         self.fingerprint, self.joint = found[0].fingerprint, found[0].joint
+        if self._folder is not None:
+            self._cache = RewardCache(self._folder / REWARD_CACHE, self.fingerprint, joint=self.joint)
 
     async def _described(self, number: int) -> Described:
+        knob, limit = self._start_limit
         try:
-            return await asyncio.wait_for(_await(self.actors[number].describe.remote()), self._limit)
+            return await asyncio.wait_for(_await(self.actors[number].describe.remote()), limit)
         except LarpoError:
             raise
         except Exception as error:
-            reason = str(error) or f"no answer in {self._limit:g} s (timeouts.reward_s)"
+            reason = str(error) or f"no answer in {limit:g} s (timeouts.{knob})"
             raise RewardError(f"reward-{number} could not start: {reason}") from error
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
-        """Rewards of whole lists, shared out over the replicas.
+        """Rewards of whole lists: those that are kept, and of what is left those of the replicas, which share it.
 
         Raises RewardError with the causes when no replica could give them.
         """
+        kept = await self._cached(lambda cache: cache.get(requests))
+        if kept is None:
+            return await self._asked(requests)
+        missing = [
+            (prompt, [text for text, reward in zip(texts, row, strict=True) if reward is None])
+            for (prompt, texts), row in zip(requests, kept, strict=True)
+        ]
+        asked = [request for request in missing if request[1]]
+        given = await self._asked(asked) if asked else []
+        await self._cached(lambda cache: cache.put(asked, given))
+        self._hits += sum(reward is not None for row in kept for reward in row)
+        fresh = iter([reward for row in given for reward in row])
+        return [[reward or next(fresh) for reward in row] for row in kept]
+
+    async def _cached(self, work: Callable[[RewardCache], T]) -> T | None:
+        """What the cache gives, or None without one; one that fails is told of and left alone from then on."""
+        if self._cache is None:
+            return None
+        try:
+            return await asyncio.to_thread(work, self._cache)
+        except sqlite3.Error as error:
+            self._on_failure("reward-cache", f"{error}; the run goes on without it")
+            self._cache = None
+            return None
+
+    def take_hits(self) -> int:
+        """Responses whose reward was kept from before, since the last call."""
+        hits, self._hits = self._hits, 0
+        return hits
+
+    async def _asked(self, requests: Sequence[Request]) -> list[list[Reward]]:
         size = -(-len(requests) // len(self.actors))
         shares = [requests[start : start + size] for start in range(0, len(requests), size)]
         ranked = await asyncio.gather(*(self._rank(share) for share in shares))
@@ -76,6 +129,16 @@ class RewardPool:
             finally:
                 self._free.put_nowait(number)
         raise RewardError(f"{len(requests)} lists could not be ranked in {REWARD_ATTEMPTS} attempts: {causes}")
+
+    async def stop(self) -> None:
+        """End what the actors hold, an engine's processes too, then the actors."""
+        closing = [_await(actor.close.remote()) for actor in self.actors]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), SHUTDOWN_S)
+        for actor in self.actors:
+            placement.kill(actor)
+        if self._cache is not None:
+            self._cache.close()
 
     async def _replace(self, number: int, reason: str) -> None:
         """A new actor in the place of one that failed; RewardError when it is of another mind."""
@@ -123,10 +186,21 @@ class TrainingCast:
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
 
+    async def is_trained(self, iteration: int, wait_s: float = 5.0) -> bool:
+        """Whether the trainer has published the end of `iteration`, waiting a little for it."""
+        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=120.0)
+
     async def wait_trained(self, iteration: int) -> None:
         """Until the trainer has published the end of `iteration`; a step that takes too long is an error."""
-        while not await self.call(self.stream.wait_trained, iteration, 5.0, limit_s=120.0):
+        while not await self.is_trained(iteration):
             pass
+
+    async def end_training(self) -> None:
+        """Let the trainer end after the step in progress; PhaseTimeout when that takes too long."""
+        await self.call(self.stream.end_run)
+        limit = self._timeouts.step_s
+        if self.trainer is not None and not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
+            raise PhaseTimeout(f"the trainer did not end its last step within {limit:g} s (timeouts.step_s)")
 
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why."""
@@ -145,7 +219,7 @@ class Cast(TrainingCast):
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)
-        self.rewards = RewardPool(run, on_failure)
+        self.rewards = RewardPool(run.config, on_failure, run.folder)
         options = EngineOptions.of(run.config, str(run.policy.path))
         self.samplers = SamplerPool(
             lambda name: placement.place_sampler(run.config, options, self.store),
@@ -163,8 +237,6 @@ class Cast(TrainingCast):
         """
         version = 0
         if iteration > 0:
-            from actors.trainer import policy_folder
-
             folder = policy_folder(self.run.folder, iteration)
             version = published_version(folder)
             await self.call(self.store.publish_folder, version, str(folder))
@@ -175,10 +247,15 @@ class Cast(TrainingCast):
         """The newest published weights become the behaviour policy."""
         await self.samplers.update(await self.call(self.store.newest))
 
+    async def lend(self, version: int, folder: Path) -> None:
+        """The samplers take a policy to evaluate it, until `update_samplers`."""
+        await self.call(self.store.lend_folder, version, str(folder))
+        await self.samplers.update(version)
+
     async def stop(self, reason: str) -> None:
         """End what still runs: the trainer hears why, engines are shut down."""
         await super().stop(reason)
-        await self.samplers.stop()
+        await asyncio.gather(self.samplers.stop(), self.rewards.stop())
 
 
 async def _await(reference: Awaitable[Any]) -> Any:

@@ -6,43 +6,54 @@ they stream in; when it has published its weights, the samplers take them, and t
 `overlap: none` the stream holds the lists back until the last is ranked.
 
 Held-out prompts are evaluated under each iteration's behaviour policy after its annotation, when the samplers would
-only wait for the trainer.
+only wait for the trainer; so are the snapshots that the trainer writes within the iteration. What is sampled for
+training always comes from the behaviour policy: `update_samplers` stands before each annotation.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+from actors import heldout
 from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_checkpoint
-from actors.heldout import evaluate, is_evaluated
+from actors.policies import roll_back
 from actors.preparation import PreparedRun
 from actors.progress import STARTING, TRAINING, Progress
 from actors.results import Results, summarize, write_model
 from actors.session import conduct
 from actors.sharing import take_over
-from larpo.evaluation import HeldoutResult
+from larpo.best_policy import BASE, Point
+from larpo.evaluation import chosen_text, is_chosen
 
 
-async def iterate(cast: Cast, progress: Progress, first: int) -> tuple[HeldoutResult | None, HeldoutResult | None]:
-    """Algorithm 1 from iteration `first` on; returns the base policy's and the aligned policy's evaluation."""
-    training, each = cast.run.config.training, cast.run.config.evaluation.each_iteration
-    base = None
+async def iterate(cast: Cast, progress: Progress, first: int) -> None:
+    """Algorithm 1 from iteration `first` on, to its end or until the held-out prompts say that it is enough."""
+    run, training = cast.run, cast.run.config.training
     if first > 0:
-        base = await evaluate(cast, progress, 0)
+        await heldout.evaluate_missing(cast, progress, first)
         await cast.update_samplers()
     for iteration in range(first, training.iterations):
         await Annotation(cast, progress, iteration).annotate()
-        if iteration == 0:
-            base = await evaluate(cast, progress, 0)
-        elif each:
-            await evaluate(cast, progress, iteration)
-        progress.begin(TRAINING, iteration, training.prompts_per_iteration, training.prompts_per_iteration)
-        await cast.wait_trained(iteration)
+        if iteration == 0 or run.config.evaluation.each_iteration:
+            await heldout.evaluate(cast, progress, Point(iteration))
+        await _trained(cast, progress, iteration)
+        if heldout.why_stopped(run) is not None:
+            return await cast.end_training()
         await cast.update_samplers()
+        heldout.drop_evaluated(run, iteration + 1)
         progress.log("iteration", progress.busy(), iteration=iteration)
-    return base, await evaluate(cast, progress, training.iterations)
+    await heldout.evaluate(cast, progress, Point(training.iterations))
+
+
+async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:
+    """Evaluate the snapshots of an iteration as they come, until it is trained or the run is to end."""
+    over, prompts = False, cast.run.config.training.prompts_per_iteration
+    while not over and heldout.why_stopped(cast.run) is None:
+        progress.begin(TRAINING, iteration, prompts, prompts)
+        over = await cast.is_trained(iteration)
+        await heldout.evaluate_snapshots(cast, progress, iteration)
 
 
 async def align(run: PreparedRun) -> Results:
@@ -50,19 +61,27 @@ async def align(run: PreparedRun) -> Results:
     return await conduct(run, Cast, _started, _finish, take_over)
 
 
-def _finish(run: PreparedRun, evaluated: tuple[HeldoutResult | None, HeldoutResult | None]) -> Results:
-    results = summarize(run, *evaluated)
-    write_model(run, results.metrics)
+def _finish(run: PreparedRun, _: None) -> Results:
+    end = heldout.ending(run)
+    base, aligned, last = (heldout.result_of(run, point) for point in (BASE, end.taken, end.last))
+    results = summarize(run, base, aligned, last, end)
+    chosen = chosen_text(results.fields) if is_chosen(results.fields) else ""
+    write_model(run, results.metrics, end.taken, chosen)
     return results
 
 
-async def _started(cast: Cast, progress: Progress) -> tuple[HeldoutResult | None, HeldoutResult | None]:
+async def _started(cast: Cast, progress: Progress) -> None:
     """Start the actors where the newest checkpoint left off, then iterate."""
-    found = await asyncio.to_thread(newest_checkpoint, cast.run.checkpoints)
-    first = 0 if found is None else found[1].journal.iteration
-    if cast.run.resumed:
-        step = 0 if found is None else found[1].step
-        progress.say(f"resuming in iteration {min(first + 1, cast.run.config.training.iterations)}, after step {step}")
-    progress.begin(STARTING, first, 0)
-    await cast.start(first, initial=not is_evaluated(cast.run, 0))
-    return await iterate(cast, progress, first)
+    run = cast.run
+    found = await asyncio.to_thread(newest_checkpoint, run.checkpoints)
+    first, step = (0, 0) if found is None else (found[1].journal.iteration, found[1].step)
+    if run.resumed:
+        roll_back(run.folder, first, step)
+        progress.say(f"resuming in iteration {min(first + 1, run.config.training.iterations)}, after step {step}")
+    if heldout.why_stopped(run) is None:  # else a run that had stopped early was killed before it wrote its model
+        progress.begin(STARTING, first, 0)
+        await cast.start(first, initial=not heldout.is_evaluated(run, BASE))
+        await iterate(cast, progress, first)
+    stopped = heldout.why_stopped(run)
+    if stopped is not None:
+        progress.say(f"stopped early: {stopped}")

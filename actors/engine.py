@@ -21,7 +21,7 @@ class EngineOptions:
     """What an engine is started with."""
 
     model: str
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Literal["bfloat16", "float32", "float16"]
     trust_remote_code: bool
     tensor_parallel_size: int
     max_model_len: int
@@ -68,29 +68,13 @@ class Engine:
     @staticmethod
     async def start(options: EngineOptions) -> Engine:
         """Load the model; seconds on a CPU to minutes on a large GPU model."""
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        shared = _engine_arguments(options)
         from vllm.config import WeightTransferConfig
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = AsyncEngineArgs(
-            model=options.model,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-            tensor_parallel_size=options.tensor_parallel_size,
-            max_model_len=options.max_model_len,
-            max_num_seqs=options.max_num_seqs,
-            gpu_memory_utilization=options.memory_fraction,
-            # On a CPU the share would be of all memory, the trainer's too: the size of the cache is given instead.
-            kv_cache_memory_bytes=options.cpu_kv_cache_gib * 2**30 if current_platform.is_cpu() else None,
-            enforce_eager=options.enforce_eager,
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            worker_extension_cls=EXTENSION,
-            disable_log_stats=True,
-        )
+        arguments = AsyncEngineArgs(**shared, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
         llm = AsyncLLM.from_engine_args(arguments)
         await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         await llm.collective_rpc("larpo_die_with", args=(os.getpid(),))
@@ -152,6 +136,50 @@ class Engine:
 
     def shutdown(self) -> None:
         self._llm.shutdown()
+
+
+class PoolingEngine:
+    """One vLLM LLM that gives sequences the output of a classification head, without its activation."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        shared = _engine_arguments(options)
+        from vllm import LLM
+        from vllm.config import PoolerConfig
+
+        pooler = PoolerConfig(task="classify", use_activation=False)
+        self._llm: Any = LLM(**shared, runner="pooling", convert="classify", pooler_config=pooler)
+        self._llm.collective_rpc("larpo_die_with", args=(os.getpid(),))
+
+    def scores(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
+        """The head's first output for each sequence. Raises what vLLM raises; an engine that died does so for ever."""
+        prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
+        outputs = self._llm.encode(prompts, pooling_task="classify", use_tqdm=False) if prompts else []
+        return [float(output.outputs.data[0]) for output in outputs]
+
+    def shutdown(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _engine_arguments(options: EngineOptions) -> dict[str, Any]:
+    """vLLM's arguments for any engine of ours; sets the environment, so call it before importing vLLM."""
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm.platforms import current_platform
+
+    return {
+        "model": options.model,
+        "dtype": options.dtype,
+        "trust_remote_code": options.trust_remote_code,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "gpu_memory_utilization": options.memory_fraction,
+        # On a CPU the share would be of all memory, the trainer's too: the size of the cache is given instead.
+        "kv_cache_memory_bytes": options.cpu_kv_cache_gib * 2**30 if current_platform.is_cpu() else None,
+        "enforce_eager": options.enforce_eager,
+        "worker_extension_cls": EXTENSION,
+        "disable_log_stats": True,
+    }
 
 
 def _sample(output: Any) -> Sample:

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import larpo
-from actors.heldout import result_file
+from actors.policies import evaluated_points, result_file
 from actors.preparation import CONFIG_FILE
 from actors.sharing import evaluation_knobs, lists_knobs
 from larpo.config import Config
@@ -152,8 +152,8 @@ def _keep(run: ArmRun, seconds: float) -> None:
 
 
 def _evaluations(folder: Path) -> Iterator[HeldoutResult]:
-    for file in sorted(result_file(folder, 0).parent.glob("iteration-*.json")):
-        yield HeldoutResult.from_json(file.read_text())
+    for point in evaluated_points(folder):
+        yield HeldoutResult.from_json(result_file(folder, point).read_text())
 
 
 def _drop_checkpoints(folder: Path) -> None:

@@ -101,6 +101,6 @@ def _check_lists(config: Config, train: tuple[GivenList, ...]) -> None:
 
 
 def _resolved(config: Config, lists: int) -> Config:
-    """The knobs that the dataset decides: one iteration over all its lists."""
-    training = config.training.model_copy(update={"iterations": 1, "prompts_per_iteration": lists})
+    """With the knob that the dataset decides: its one iteration is over all lists."""
+    training = config.training.model_copy(update={"prompts_per_iteration": lists})
     return config.model_copy(update={"training": training})

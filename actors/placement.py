@@ -15,6 +15,7 @@ from actors.engine import EngineOptions
 from actors.reward import RewardActor
 from actors.reward_trainer import RewardSpec, reward_loop
 from actors.sampler import Sampler
+from actors.scorer import Scorer
 from actors.stream import ListStream
 from actors.trainer import TrainSpec, train_loop
 from actors.training_desk import TrainingDesk
@@ -26,21 +27,23 @@ from larpo.reward_training_config import RewardFit, RewardTraining
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
-def start_ray(config: Config | RewardTraining, namespace: str) -> str:
+def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[str, float] | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one.
 
+    `needed` are the resources of all actors that live at one time, a run's when not given.
     The embedded one has its dashboard on loopback; its other ports answer those who hold Ray's token.
     Returns the dashboard's address, empty where there is none.
     Raises ConfigError when the cluster there is can never hold the run's actors.
     """
     import ray
 
+    needed = needed_resources(config) if needed is None else needed
     environment = {name: value for name, value in os.environ.items() if name.startswith("HF_HUB_OFFLINE")}
     runtime = {"env_vars": ENVIRONMENT | environment}
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
-        check_machine(config)
+        check_machine(config, needed)
         context = ray.init(
             address="local",
             namespace=namespace,
@@ -51,14 +54,15 @@ def start_ray(config: Config | RewardTraining, namespace: str) -> str:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    check_fits(needed_resources(config), ray.cluster_resources())
+    check_fits(needed, ray.cluster_resources())
     return context.dashboard_url or ""
 
 
-def check_machine(config: Config | RewardTraining) -> None:
+def check_machine(config: Config | RewardTraining, needed: Mapping[str, float] | None = None) -> None:
     """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place."""
     if not os.environ.get("RAY_ADDRESS"):
-        check_fits(needed_resources(config), {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
+        there = {"CPU": float(os.cpu_count() or 1), **_local_gpus()}
+        check_fits(needed_resources(config) if needed is None else needed, there)
 
 
 def check_plan(config: Config) -> None:
@@ -82,6 +86,21 @@ def needed_resources(config: Config | RewardTraining) -> dict[str, float]:
         for name, amount in resources.items():
             total[name] = total.get(name, 0.0) + count * amount
     return total
+
+
+def evaluation_resources(config: Config) -> dict[str, float]:
+    """Ray resources that an evaluation needs at one time: samplers and reward, then the reranker, then a scorer."""
+    samplers, reward, reranker = config.samplers, config.reward, config.evaluation.sweep.reranker
+    phases = [
+        [(samplers.count, samplers.resources), (reward.replicas, reward.resources)],
+        [(reranker.replicas, reranker.resources)] if reranker else [],
+        [(1, config.training.resources_per_worker)],
+    ]
+    names = {name for phase in phases for _, resources in phase for name in resources}
+    return {
+        name: max(sum(count * resources.get(name, 0.0) for count, resources in phase) for phase in phases)
+        for name in sorted(names)
+    }
 
 
 def check_fits(needed: Mapping[str, float], available: Mapping[str, float]) -> None:
@@ -130,6 +149,12 @@ def place_sampler(config: Config, options: EngineOptions, store: Any) -> Any:
 
     actor = ray.remote(Sampler).options(**_asked(config.samplers.resources), max_concurrency=10_000)
     return actor.remote(options, store)
+
+
+def place_scorer(config: Config, path: str) -> Any:
+    import ray
+
+    return ray.remote(Scorer).options(**_asked(config.training.resources_per_worker)).remote(config, path)
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:

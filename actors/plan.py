@@ -11,6 +11,8 @@ from pathlib import Path
 from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.preparation import PreparedRun
+from actors.progress import Workload
+from larpo.comparisons import passes
 from larpo.config import Config
 from larpo.recipe import config_to_yaml
 
@@ -46,13 +48,14 @@ def estimate(run: PreparedRun) -> Estimates:
     trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
     checkpoint = trained * size + state
     kept = config.checkpoints.keep + 1
+    policies = 4 + (config.evaluation.best_metric is not None) + -(-Workload(config).snapshots // training.iterations)
     return Estimates(
         parameters=parameters,
         trained=trained,
         sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
         trainer=trainer,
         checkpoint=checkpoint,
-        disk=kept * checkpoint + 4 * weights + _list_bytes(run),
+        disk=kept * checkpoint + policies * weights + _list_bytes(run),
     )
 
 
@@ -94,14 +97,38 @@ def describe(run: PreparedRun) -> str:
         f" {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
         "  others        list stream, weight store (no CPU reserved)",
         *_counts(config),
+        *_evaluation(run),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
     ]
     return "\n".join(lines)
+
+
+def _evaluation(run: PreparedRun) -> list[str]:
+    """What held-out evaluation costs."""
+    settings, work, prompts = run.config.evaluation, Workload(run.config), len(run.heldout)
+    if not prompts:
+        return []
+    responses = work.evaluations * prompts * (settings.samples + 1)
+    lines = [
+        f"  evaluation    at most {work.evaluations} times, {work.snapshots} of them within iterations, each {prompts}"
+        f" prompts x ({settings.samples} samples + 1 greedy) = {responses} responses in all"
+    ]
+    if settings.best_metric is not None:
+        patience = "" if settings.patience is None else f"; ends after {settings.patience} without a gain"
+        lines.append(f"                the policy with the best {settings.best_metric} is kept{patience}")
+    return lines
+
+
+def _passes(config: Config) -> str:
+    """What a pairwise ranker costs, empty for other rewards."""
+    rankers = [section.ranker for section in config.reward.sections() if section.kind == "pairwise"]
+    counts = [passes(config.sampling.k, ranker.comparisons) for ranker in rankers]
+    return f", {sum(counts)} passes of the ranker a list of {config.sampling.k}" if counts else ""
 
 
 def _lora(run: PreparedRun, numbers: Estimates) -> list[str]:

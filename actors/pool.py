@@ -79,9 +79,14 @@ class SamplerPool:
         return Member(name, self._spawn(name))
 
     async def _start(self, member: Member) -> None:
+        """Until the engine runs with the version that the pool has by then: it may change meanwhile."""
         limit = self._timeouts.engine_start_s
         try:
-            member.version = await asyncio.wait_for(_result(member.actor.start.remote(self._version)), limit)
+            wanted = self._version
+            member.version = await asyncio.wait_for(_result(member.actor.start.remote(wanted)), limit)
+            while wanted != self._version:
+                wanted, limit = self._version, self._timeouts.weights_s
+                member.version = await asyncio.wait_for(_result(member.actor.update.remote(wanted)), limit)
         except TimeoutError as error:
             raise PhaseTimeout(
                 f"{member.name} did not start its engine within {limit:g} s (timeouts.engine_start_s)"
@@ -172,7 +177,7 @@ class SamplerPool:
     async def update(self, version: int) -> None:
         """Every sampler pulls the weights of that version; one that cannot is replaced, and starts with them."""
         self._version = version
-        await asyncio.gather(*(self._update(member) for member in self.members))
+        await asyncio.gather(*(self._update(member) for member in self.members if member.ready.is_set()))
 
     async def _update(self, member: Member) -> None:
         actor, limit = member.actor, self._timeouts.weights_s

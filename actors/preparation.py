@@ -15,6 +15,7 @@ from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config, Run, Section
 from larpo.errors import ConfigError, DataError
 from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
+from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.rewards import check_reward
@@ -73,6 +74,11 @@ class PreparedRun:
 def new_run(recipe: str, overrides: Sequence[str]) -> tuple[Config, Path]:
     """Configuration and folder of a new run; DataError when the folder holds another run."""
     config = load_config(recipe, overrides)
+    if config.prompts.source in HELDOUT_ONLY:
+        raise ConfigError(
+            f"prompts.source = {config.prompts.source!r}: is for evaluation only; give a set to train on, and evaluate"
+            " with python -m scripts.evaluate"
+        )
     return config, new_folder_of(config.run, recipe)
 
 
@@ -146,6 +152,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     if too_long:
         notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
     _check_counts(config, len(train), len(long_train))
+    _check_heldout(config, len(heldout), len(long_heldout))
     return PreparedRun(
         config=config,
         name=folder.name,
@@ -187,6 +194,14 @@ def _check_counts(config: Config, train: int, too_long: int) -> None:
         raise DataError(
             f"{train} training prompts are left{left_out}, and an iteration draws {wanted}"
             " (training.prompts_per_iteration), each at most once: lower it, or give more prompts"
+        )
+
+
+def _check_heldout(config: Config, heldout: int, too_long: int) -> None:
+    if heldout == 0 and (config.evaluation.best_metric or config.evaluation.every_steps):
+        raise DataError(
+            f"no held-out prompts are left ({too_long} are longer than prompts.max_prompt_tokens ="
+            f" {config.prompts.max_prompt_tokens}), and evaluation.best_metric and every_steps need some: raise it"
         )
 
 

@@ -14,6 +14,7 @@ from larpo.config import Config
 from larpo.run_log import Span, busy_metrics
 
 STARTING, SAMPLING, EVALUATING = "starting engines and trainer", "sampling and ranking", "held-out evaluation"
+EVALUATING_SNAPSHOT = "evaluation of a snapshot"
 TRAINING, WRITING = "training", "writing the model"
 
 FAILURES_NAMED = 5  # reward failures that are logged one by one; the rest are counted
@@ -26,7 +27,9 @@ class Workload:
     def __init__(self, config: Config) -> None:
         training, self._each = config.training, config.evaluation.each_iteration
         self.iterations = training.iterations
-        self.steps = -(-training.prompts_per_iteration // training.lists_per_step) * training.epochs * self.iterations
+        steps = -(-training.prompts_per_iteration // training.lists_per_step) * training.epochs
+        self.steps = steps * self.iterations
+        self.snapshots = snapshots_planned(config.evaluation.every_steps, steps, self.iterations)
         self._list, self._answer = config.sampling.k, config.evaluation.samples + 1
         self._annotation = training.prompts_per_iteration * self._list
         self._evaluation = config.prompts.heldout_count * self._answer
@@ -42,17 +45,35 @@ class Workload:
             responses += ranked * self._list
         elif phase == EVALUATING:
             responses += ranked * self._answer + (self._annotation if iteration < self.iterations else 0)
-        elif phase in (TRAINING, WRITING):
+        elif phase in (TRAINING, EVALUATING_SNAPSHOT, WRITING):
             responses = self._responses_before(iteration + 1)
-        sampled = min(1.0, responses / self._responses_before(self.iterations + 1))
         trained = min(1.0, max(step / self.steps, iteration / self.iterations))
-        return (sampled + trained) / 2 if self.samples else trained
+        snapshots = self.snapshots * self._evaluation  # they come as the steps do
+        sampled = (responses + trained * snapshots) / (self._responses_before(self.iterations + 1) + snapshots)
+        return (min(1.0, sampled) + trained) / 2 if self.samples else trained
+
+    @property
+    def evaluations(self) -> int:
+        """How often the held-out prompts are evaluated at most, the base policy's evaluation among them."""
+        return 1 + (self.iterations if self._each else 1) + self.snapshots
 
     def _responses_before(self, iteration: int) -> int:
         """The base policy is evaluated in the first iteration, the aligned one after the last."""
         annotations = min(iteration, self.iterations)
         evaluations = iteration if self._each else min(iteration, 1) + (iteration > self.iterations)
         return annotations * self._annotation + evaluations * self._evaluation
+
+
+def snapshots_planned(every: int | None, steps: int, iterations: int) -> int:
+    """How many evaluations fall within iterations of so many steps: an iteration's own end is none of them.
+
+    >>> snapshots_planned(4, steps=8, iterations=2), snapshots_planned(3, steps=8, iterations=2)
+    (2, 5)
+    """
+    if every is None:
+        return 0
+    ends = range(steps, steps * iterations + 1, steps)
+    return sum(step not in ends for step in range(every, steps * iterations + 1, every))
 
 
 class Progress:

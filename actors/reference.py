@@ -1,4 +1,4 @@
-"""The frozen model that the policy is compared with, on one rank: a model of its own, or the policy's without LoRA."""
+"""The frozen model that the policy is compared with, on one rank: a second model, or the same one, adapters off."""
 
 from __future__ import annotations
 

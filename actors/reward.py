@@ -7,8 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.vllm_reward import make_vllm_reward
 from larpo.config import Reward as RewardSection
-from larpo.rewards import Request, Reward, make_reward_model
+from larpo.rewards import Maker, Request, Reward, make_reward_model
+
+MAKERS: dict[str, Maker] = {"vllm": make_vllm_reward}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class RewardActor:
 
     def __init__(self, section: RewardSection) -> None:
         self._section = section
-        self._model = make_reward_model(section)
+        self._model = make_reward_model(section, MAKERS)
         self._turn = asyncio.Lock()
         self._busy_seconds = 0.0
         self._lists = self._responses = self._failures = 0

@@ -62,7 +62,7 @@ async def conduct(
             except Exception as error:  # what ended the run is what the user should read
                 progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
         progress.flush()
-        telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()})
+        telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()}, **results.fields)
     await asyncio.to_thread(write_report, run.folder)
     return results
 

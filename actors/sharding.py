@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
+from larpo.lora import adapter_files, adapter_parameters, base_weights, has_lora
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -54,3 +58,24 @@ def gathered_at(parameters: list, stage: int, modifier_rank: int | None = None) 
 def full_numel(parameter: Any) -> int:
     """Elements of a parameter that may lie in pieces."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def put_weights(
+    model: Any, target: PublishedFolder | None, *, stage: int, dtype: str, bucket_mib: int, base: str
+) -> None:
+    """The model's weights, gathered bucket by bucket, into the rank's `target`, if it has one; all ranks call it.
+
+    Adapters are merged in, and lie beside the buckets as peft's own files, in which `base` names the base model.
+    """
+    weights, kind = base_weights(model), getattr(torch, dtype)
+    sizes = {name: full_numel(weight.parameter) * kind.itemsize for name, weight in weights.items()}
+    for names in split_into_buckets(sizes, bucket_mib * 2**20):
+        with gathered_at([part for name in names for part in weights[name].parts], stage):
+            if target is not None:
+                target.add(encode_bucket({n: weights[n].merged().to("cpu", kind, copy=False) for n in names}))
+    if not has_lora(model):
+        return
+    with gathered_at(list(adapter_parameters(model).values()), stage):
+        if target is not None:
+            for name, data in adapter_files(model, base).items():
+                target.put_beside(name, data)

@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.heldout import result_file
+from actors.policies import result_file
 from actors.preparation import CONFIG_FILE, INPUTS_FILE, PreparedRun
 from actors.progress import Progress
 from actors.work import read_references, write_references
+from larpo.best_policy import BASE
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
 from larpo.evaluation import HeldoutResult, summary
@@ -103,11 +104,11 @@ def _take_lists(run: PreparedRun, source: Path, progress: Progress) -> None:
 
 
 def _take_evaluation(run: PreparedRun, source: Path, progress: Progress) -> None:
-    file = result_file(source, FIRST)
+    file = result_file(source, BASE)
     if not file.exists():
         return
     result = HeldoutResult.from_json(file.read_text())
-    _copy(file, result_file(run.folder, FIRST))
+    _copy(file, result_file(run.folder, BASE))
     progress.log("evaluation", summary(result), label=result.label, iteration=FIRST)
     progress.say(f"the base policy's evaluation comes from {source.name}")
 

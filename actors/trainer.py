@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
+from larpo.best_policy import Point
 from larpo.config import Config
 
 
@@ -31,11 +33,6 @@ class TrainSpec:
     @property
     def checkpoints(self) -> Path:
         return Path(self.run_dir) / "checkpoints"
-
-
-def policy_folder(run_dir: Path, iteration: int) -> Path:
-    """Where the behaviour policy of `iteration` (>= 1) lies: the weights published at the end of the one before."""
-    return run_dir / "checkpoints" / f"policy-{iteration:04d}"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -82,6 +79,7 @@ class Rank:
             self._span("wait", waited)
             match work:
                 case StepWork():
+                    self._write_snapshot(work.iteration)
                     self._train(work, time.time() - waited)
                 case IterationEnd():
                     self._end_iteration(work)
@@ -112,8 +110,28 @@ class Rank:
         metrics["train/tokens_per_second"] = metrics["train/tokens"] / seconds
         self._report(work, metrics, references)
         self._check_bad_steps(metrics)
-        if self._step % self._config.checkpoints.every_steps == 0:
+        if self._step % self._config.checkpoints.every_steps == 0 or self._is_evaluated():
             self._checkpoint(work.position + 1)
+
+    def _is_evaluated(self) -> bool:
+        """Whether the policy of this step is one that `evaluation.every_steps` names."""
+        every = self._config.evaluation.every_steps
+        return every is not None and self._step % every == 0
+
+    def _write_snapshot(self, iteration: int) -> None:
+        """Before a step changes them: the weights that are to be evaluated within an iteration.
+
+        Their step has a checkpoint already, so that no result is of a step that is rolled back.
+        """
+        if not self._is_evaluated() or self._since_publish == 0:  # an iteration's end is evaluated by itself
+            return
+        run_dir, point = Path(self._spec.run_dir), Point(iteration, self._step)
+        known = is_written(run_dir, point) or result_file(run_dir, point).exists()  # before a restart
+        if self._engine.maximum([int(known)])[0]:
+            return
+        started = time.time()
+        self._engine.write_policy(weights_folder(run_dir, point), self._next_version())
+        self._span("publish", started)
 
     def _report(self, work: StepWork, metrics: dict[str, float], references: dict) -> None:
         """Every rank hands over the references it computed; rank 0 speaks for the step."""
@@ -157,7 +175,6 @@ class Rank:
         self._judge()
         self._send({})
         if self._rank == 0:
-            self._drop_old_policies(work.iteration + 1)
             self._call(self._spec.stream.trained, work.iteration)
         self._load_reference()
 
@@ -211,6 +228,7 @@ class Rank:
                 self._publish(policy_folder(Path(self._spec.run_dir), self._journal.iteration))
         self._engine.barrier()
         if self._rank == 0:
+            roll_back(Path(self._spec.run_dir), self._journal.iteration, self._step)
             self._call(self._spec.stream.restore, self._journal)
             self._send({}, alarms=notes)
         self._engine.barrier()
@@ -229,18 +247,8 @@ class Rank:
 
     def _next_version(self) -> int:
         """A number that no publication has had; the ranks agree on it before one of them writes a folder."""
-        from actors.weights import published_version
-
-        folders = self._spec.checkpoints.glob("policy-*[0-9]/manifest.json")  # one cut off ends in .partial
-        versions = [published_version(path.parent) for path in folders]
-        return 1 + self._engine.maximum([max(self._version, self._call(self._spec.store.newest), *versions)])[0]
-
-    def _drop_old_policies(self, iteration: int) -> None:
-        """Keep the behaviour policies that the kept checkpoints go on from: an iteration ends with one at least."""
-        import shutil
-
-        for old in range(1, iteration + 1 - self._config.checkpoints.keep):
-            shutil.rmtree(policy_folder(Path(self._spec.run_dir), old), ignore_errors=True)
+        written = highest_version(Path(self._spec.run_dir))  # before the store: what is dropped was lent before
+        return 1 + self._engine.maximum([max(self._version, written, self._call(self._spec.store.highest))])[0]
 
     def _span(self, kind: str, started: float) -> None:
         self._spans.append((kind, started, time.time()))

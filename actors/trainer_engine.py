@@ -14,8 +14,8 @@ from torch import Tensor
 
 from actors.checkpoints import unwritten
 from actors.reference import AdapterReference, Reference, WholeReference
-from actors.sharding import deepspeed_config, full_numel, gathered
-from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
+from actors.sharding import deepspeed_config, put_weights
+from actors.weights import PublishedFolder
 from actors.work import StepWork
 from larpo.attention import attention_implementation
 from larpo.bound_objective import bind
@@ -33,14 +33,7 @@ from larpo.list_step import (
     stored_reference,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
-from larpo.lora import (
-    adapter_files,
-    adapter_parameters,
-    add_kept_adapter,
-    base_weights,
-    drop_frozen_from_state,
-    with_lora,
-)
+from larpo.lora import add_kept_adapter, drop_frozen_from_state, with_lora
 from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
 from larpo.policy import base_id, load_policy
@@ -273,23 +266,16 @@ class TrainerEngine:
         return passes - len(rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
-        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
-
-        Adapters are merged in, and lie beside the buckets as peft's own files.
-        """
-        weights = base_weights(self.model)
-        dtype = getattr(torch, self._config.policy.dtype)
-        sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
+        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
         target = PublishedFolder(folder, version) if self._rank == 0 else None
-        for names in split_into_buckets(sizes, self._config.weights.bucket_mib * 2**20):
-            with gathered([part for name in names for part in weights[name].parts], self._config):
-                if target is not None:
-                    target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
-        if self._lora:
-            with gathered(list(adapter_parameters(self.model).values()), self._config):
-                if target is not None:
-                    for name, data in adapter_files(self.model, base_id(self._config.policy.model)).items():
-                        target.put_beside(name, data)
+        put_weights(
+            self.model,
+            target,
+            stage=self._config.training.zero_stage,
+            dtype=self._config.policy.dtype,
+            bucket_mib=self._config.weights.bucket_mib,
+            base=base_id(self._config.policy.model),
+        )
         if target is not None:
             target.close()
         self.barrier()

@@ -86,7 +86,7 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
 
 
 def die_with(actor: int) -> None:
-    """End the engine's processes when the sampler actor of that pid is gone, however it went.
+    """End the engine's processes when the actor of that pid is gone, however it went.
 
     Called in a worker, which is the engine's own process or a child of it. Linux ends it with its parent; where that is
     the engine's process, which nothing would end, a thread looks whether its parent is still the actor.

@@ -32,11 +32,16 @@ class Bucket:
 
 
 class WeightStore:
-    """The actor that owns published weights: the newest, and the one before, which samplers may still be held at."""
+    """The actor that owns published weights: the newest, and the one before, which samplers may still be held at.
+
+    Beside them it lends one policy at a time to samplers that evaluate it: no behaviour policy, and never the newest.
+    """
 
     def __init__(self, keep: int = 2) -> None:
         self._keep = keep
         self._versions: dict[int, tuple[Bucket, ...]] = {}
+        self._lent: dict[int, tuple[Bucket, ...]] = {}
+        self._highest = 0
 
     def put_bucket(self, data: Any) -> Bucket:
         """Store one bucket (uint8 array) under this actor's ownership."""
@@ -51,6 +56,7 @@ class WeightStore:
                 f"weight version {version} was published after version {max(self._versions)}: versions only count up"
             )
         self._versions[version] = buckets
+        self._highest = max(self._highest, version)
         for old in sorted(self._versions)[: -self._keep]:
             del self._versions[old]
 
@@ -58,15 +64,25 @@ class WeightStore:
         """Publish the buckets that `PublishedFolder` wrote, after their checksums."""
         self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(Path(folder))))
 
+    def lend_folder(self, version: int, folder: str) -> None:
+        """Hold the policy of a folder for evaluation, in the place of the one lent before."""
+        self._lent = {version: tuple(self.put_bucket(data) for data in read_buckets(Path(folder)))}
+        self._highest = max(self._highest, version)
+
+    def highest(self) -> int:
+        """The highest version that was ever published or lent here."""
+        return self._highest
+
     def newest(self) -> int:
         """The newest version; 0, the model that the samplers were started with, before any publication."""
         return max(self._versions, default=0)
 
     def buckets(self, version: int) -> tuple[Bucket, ...]:
         """Buckets of a version; raises CheckpointError when it is not kept any more."""
-        if version not in self._versions:
-            raise CheckpointError(f"weight version {version} is not in the store, which holds {sorted(self._versions)}")
-        return self._versions[version]
+        held = self._versions | self._lent
+        if version not in held:
+            raise CheckpointError(f"weight version {version} is not in the store, which holds {sorted(held)}")
+        return held[version]
 
 
 def checksum(data: Any) -> str:

@@ -45,10 +45,7 @@ def encode_answer(
     template writes a past turn otherwise than the next one: the answer is then encoded by itself.
     """
     turns = (*with_system(prompt.messages, system), Message("assistant", answer))
-    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template
-    text = tokenizer.apply_chat_template(
-        [{"role": turn.role, "content": turn.content} for turn in turns], chat_template=template, tokenize=False
-    )
+    text = _templated(tokenizer, turns, prompt.id, answered=True)
     ids = _rendered_ids(tokenizer, text)
     if end not in ids[len(prompt_ids) :]:  # the template writes no end: the answer is the last of its text
         ids = [*_rendered_ids(tokenizer, text[: text.rfind(answer.strip()) + len(answer.strip())]), end]
@@ -105,13 +102,18 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     return found
 
 
-def _templated(tokenizer: Any, messages: tuple[Message, ...], prompt_id: str) -> str:
-    """The template's text; ConfigError when the template refuses these turns."""
+def _templated(tokenizer: Any, messages: tuple[Message, ...], prompt_id: str, *, answered: bool = False) -> str:
+    """The template's text, up to the header of the next answer unless the turns end with one; without a template of
+    its own the plain one's. ConfigError when the template refuses these turns.
+    """
     import jinja2
 
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        template = PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template
+        return tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=not answered, tokenize=False
+        )
     except jinja2.TemplateError as error:
         roles = ", ".join(message.role for message in messages)
         raise ConfigError(

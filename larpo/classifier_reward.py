@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from larpo.attention import plain_attention
-from larpo.config import Classifier
-from larpo.conversations import Conversation, encode_conversation, longest_conversation, padded_batch
+from larpo.config import Classifier, Pooling
+from larpo.conversations import encode_conversation, longest_conversation
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
 from larpo.recipe import bundled_recipes
 from larpo.rewards import Request, Reward, finite
+from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash
 
 
@@ -36,7 +37,7 @@ class ClassifierReward:
         folder = classifier_folder(section)
         shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
         self._section, self._failed = section, failed_reward
-        self._device = torch.device(_device(section))
+        self._device = pick_device(section.device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **shared)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -61,36 +62,20 @@ class ClassifierReward:
             for number, conversation in enumerate(encoded)
             if len(conversation) > limit
         }
-        for batch in self._batches({n: item for n, item in enumerate(encoded) if n not in rewards}):
-            scores = self._scores([encoded[number] for number in batch])
-            rewards |= {n: finite(score, self._failed) for n, score in zip(batch, scores, strict=True)}
+        whole = [number for number in range(len(encoded)) if number not in rewards]
+        pad, batch_tokens = self._model.config.pad_token_id, self._section.batch_tokens
+        scores = score_rows([encoded[n] for n in whole], self._scores, batch_tokens=batch_tokens, pad=pad)
+        rewards |= {n: finite(score, self._failed) for n, score in zip(whole, scores, strict=True)}
         flat = iter(rewards[number] for number in range(len(encoded)))
         return [[next(flat) for _ in texts] for _, texts in requests]
 
     def close(self) -> None:
         del self._model
 
-    def _batches(self, encoded: dict[int, Conversation]) -> Iterator[list[int]]:
-        """Numbers of the conversations of each batch; of one length only where the model has no padding token."""
-        pads = self._model.config.pad_token_id is not None
-        batch: list[int] = []
-        longest = 0
-        for number in sorted(encoded, key=lambda n: len(encoded[n])):
-            length = len(encoded[number])
-            if batch and (length * (len(batch) + 1) > self._section.batch_tokens or (length != longest and not pads)):
-                yield batch
-                batch = []
-            batch.append(number)
-            longest = length
-        if batch:
-            yield batch
-
-    @torch.no_grad()
-    def _scores(self, batch: Sequence[Conversation]) -> list[float]:
-        types = "token_type_ids" in self._tokenizer.model_input_names
-        inputs = padded_batch(batch, pad=self._model.config.pad_token_id, types=types)
-        logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
-        return logits[:, 0].float().tolist()
+    def _scores(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "token_type_ids" not in self._tokenizer.model_input_names:
+            inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
+        return self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits[:, 0]
 
 
 def classifier_folder(section: Classifier) -> Path:
@@ -100,41 +85,59 @@ def classifier_folder(section: Classifier) -> Path:
         DataError: it cannot be had, has no such head, or no tokenizer.
         ConfigError: it needs code that is not trusted.
     """
-    from transformers import AutoConfig, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    return _checked("reward.classifier", section)[0]
 
-    name = str(section.model)
+
+def pooling_folder(section: Pooling) -> Path:
+    """The same for a model that vLLM serves; ConfigError too for one that tells prompt from response by token types."""
+    folder, tokenizer = _checked("reward.pooling", section)
+    if tokenizer.chat_template is None and "token_type_ids" in tokenizer.model_input_names:
+        raise ConfigError(
+            f"reward.pooling.model = {section.model!r}: it has token types and no chat template, and vLLM is given "
+            "token ids alone; set reward.kind=sequence_classification, with the model as reward.classifier.model"
+        )
+    return folder
+
+
+def _checked(where: str, section: Classifier | Pooling) -> tuple[Path, Any]:
+    """Folder and tokenizer of a sequence classifier of one output."""
+    from transformers import AutoConfig, AutoTokenizer
+
     try:
-        folder = find_model("reward.classifier", name, section.revision, own_code=section.trust_remote_code)
+        folder = find_model(where, str(section.model), section.revision, own_code=section.trust_remote_code)
     except DataError as error:
-        raise DataError(f"{error}{_how_to_make(Path(name))}") from error
+        raise type(error)(f"{error}{_how_to_make(Path(str(section.model)))}") from error
     shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **shared)
-        AutoTokenizer.from_pretrained(folder, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
     except (OSError, ValueError) as error:
-        raise DataError(f"reward.classifier.model = {section.model!r}: {folder} cannot be read: {error}") from error
+        raise DataError(f"{where}.model = {section.model!r}: {folder} cannot be read: {error}") from error
+    check_scalar_head(where, str(section.model), folder, config, section.trust_remote_code)
+    return folder, tokenizer
+
+
+def check_scalar_head(where: str, model: str, folder: Path, config: Any, own_code: bool) -> None:
+    """DataError unless the folder is a sequence classifier of one output, ConfigError where only its own code loads it.
+
+    `where` is the section of the recipe, for messages.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
     heads = [name for name in config.architectures or [] if name.endswith("ForSequenceClassification")]
     if not heads or config.num_labels != 1:
         raise DataError(
-            f"reward.classifier.model = {section.model!r}: {folder} is {config.architectures} with {config.num_labels} "
+            f"{where}.model = {model!r}: {folder} is {config.architectures} with {config.num_labels} "
             "outputs; give a ForSequenceClassification model of one output"
         )
-    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not section.trust_remote_code:
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not own_code:
         raise ConfigError(
-            f"reward.classifier.trust_remote_code = False: {folder} is of type {config.model_type!r}, which only the "
+            f"{where}.trust_remote_code = False: {folder} is of type {config.model_type!r}, which only the "
             "Python code in its folder can load; read that code, then set it to true, or give another model"
         )
-    return folder
 
 
 def _how_to_make(model: Path) -> str:
     """Where a missing folder is what a bundled recipe writes: the command."""
     made_here = model.name == "model" and model.parent.name in bundled_recipes()
     return f". This one is made by: python -m scripts.train_reward {model.parent.name}" if made_here else ""
-
-
-def _device(section: Classifier) -> str:
-    if section.device != "auto":
-        return section.device
-    return "cuda" if torch.cuda.is_available() else "cpu"

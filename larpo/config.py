@@ -20,7 +20,8 @@ Temperature = Annotated[float, Field(gt=0, le=5)]
 Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Negatives = Literal["sampled", "related", "random"]
-RewardKind = Literal["verifier", "callable", "sequence_classification", "http", "weighted"]
+BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
+RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "vllm", "http", "weighted"]
 Resources = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -79,7 +80,7 @@ class Columns(Section):
 
 
 class Prompts(Section):
-    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval), .jsonl or .parquet path, or hub id
+    source: str = "reasoning_gym"  # bundled (reasoning_gym, ifeval, alpaca_eval), .jsonl or .parquet path, or hub id
     subset: str | None = None  # configuration of a hub dataset that has several
     split: str = "train"  # split of a hub dataset
     revision: str | None = None  # hub revision
@@ -144,6 +145,36 @@ class Classifier(Section):
     trust_remote_code: bool = False  # run Python code that the model folder carries
 
 
+class Ranker(Section):
+    """A model that compares two responses (`kind: pairwise`): PairRM, or a classifier of one output."""
+
+    model: str | None = None  # Hugging Face hub id or local folder, such as llm-blender/PairRM-hf
+    revision: str | None = None  # hub revision
+    template: str = "{prompt}\n\nA: {first}\n\nB: {second}"  # what a classifier reads (PairRM has its own form)
+    comparisons: Annotated[int, Field(ge=2)] | None = None  # others that each response meets; all when not given
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
+    batch_tokens: Positive = 16384  # tokens of one batch, padding included
+    max_tokens: Annotated[int, Field(ge=16)] = 2048  # of a comparison; longer prompts and responses are cut to fit
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
+class Pooling(Section):
+    """A model with a head of one output that vLLM serves in the reward actor (`kind: vllm`)."""
+
+    model: str | None = None  # Hugging Face hub id or local folder
+    revision: str | None = None  # hub revision
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of its weights
+    tensor_parallel_size: Positive = 1  # GPUs its engine spans
+    max_model_len: Positive = 4096  # a longer conversation gets failed_reward (reported), never a cut
+    max_num_seqs: Positive = 128  # conversations scored at a time
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory its engine takes
+    cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
+    cpu_cores: Cores = "auto"  # cores an engine on CPU binds to; auto takes those of the samplers' engines too
+    enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
+    trust_remote_code: bool = False  # run Python code that the model folder carries
+
+
 class Endpoint(Section):
     """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
 
@@ -159,13 +190,20 @@ class Reward(Section):
     name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
     timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
     failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
+    cache: bool = True  # keep rewards in the run folder, so that the same response is not scored twice
     replicas: Positive = 1  # reward actors
     resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
     classifier: Classifier = Classifier()
+    ranker: Ranker = Ranker()
+    pooling: Pooling = Pooling()
     endpoint: Endpoint = Endpoint()
     parts: tuple[Reward, ...] = ()  # weighted: the rewards that are added up, each a section like this one
     weight: float = 1.0  # of a part
     word_weight: float = 0.0  # weighted: added for each word of a response; below 0, shorter is better
+
+    def sections(self) -> tuple[Reward, ...]:
+        """This section, or those that a weighted one adds up, and theirs."""
+        return tuple(s for part in self.parts for s in part.sections()) if self.kind == "weighted" else (self,)
 
     @property
     def source(self) -> str:
@@ -174,6 +212,8 @@ class Reward(Section):
             "verifier": self.name,
             "callable": self.name,
             "sequence_classification": str(self.classifier.model),
+            "pairwise": str(self.ranker.model),
+            "vllm": str(self.pooling.model),
             "http": ", ".join(self.endpoint.addresses),
             "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
         }[self.kind]
@@ -260,11 +300,37 @@ class Checkpoints(Section):
     keep: Positive = 2  # newest checkpoints kept
 
 
+class Sweep(Section):
+    """What `python -m scripts.evaluate` asks of every model, on the same held-out prompts."""
+
+    prompts: Positive | None = None  # the first of the held-out prompts (all of them when not given)
+    samples: Positive = 20  # n: responses a prompt at each temperature, beside the greedy one
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (1.0,)
+    cutoffs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 5, 10, 20, 50, 100)  # N; those above n left out
+    acceptable: float = 1.0  # reward from which a response counts as correct
+    list_size: Annotated[int, Field(ge=0)] = 8  # responses of a list that the models' scores rank; 0: no ranking
+    reranker: Reward | None = None  # another reward model, which picks the best of N; `reward` says what it is worth
+
+
+class Judges(Section):
+    """Other people's evaluations that `python -m scripts.evaluate` runs where they are installed."""
+
+    alpaca_eval: bool = False  # judge the greedy responses with alpaca_eval; its judge costs money
+    annotator: str | None = None  # its judge, such as weighted_alpaca_eval_gpt4_turbo; its own choice when not given
+    lm_eval_tasks: tuple[str, ...] = ()  # tasks of lm_eval, such as [gsm8k]
+    timeout_s: Seconds = 7200.0  # one program on one model
+
+
 class Evaluation(Section):
     samples: Positive = 4  # responses a held-out prompt
     temperature: Temperature = 1.0
     each_iteration: bool = True  # evaluate after each iteration, not only before and after the run
+    every_steps: Positive | None = None  # within an iteration too, after so many optimizer steps
+    best_metric: BestMetric | None = None  # the run leaves the policy with the largest value; the last when not given
+    patience: Positive | None = None  # end the run when so many evaluations in a row did not raise best_metric
     bootstrap: Positive = 10000  # resamples over prompts behind the interval
+    sweep: Sweep = Sweep()  # models side by side: `python -m scripts.evaluate`
+    judges: Judges = Judges()
 
 
 class Telemetry(Section):
@@ -277,7 +343,7 @@ class Telemetry(Section):
 
 
 class Timeouts(Section):
-    engine_start_s: Seconds = 600.0  # a sampler's engine
+    engine_start_s: Seconds = 600.0  # a sampler's engine, and a vllm reward's
     trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
     weights_s: Seconds = 300.0  # publish, pull and update of one weight version
     reward_s: Seconds = 300.0  # ranking one list

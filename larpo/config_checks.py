@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 
-from larpo.config import Config, Lora, Prompts, Reward, Run, Selection, nearest
+from larpo.config import Config, Lora, Prompts, Ranker, Reward, Run, Selection, nearest
 from larpo.errors import ConfigError
+from larpo.evaluation_checks import evaluation_problems
 from larpo.objective_table import OBJECTIVES
 from larpo.preference_checks import largest_list, preference_problems
-from larpo.prompt_sets import BUNDLED_SETS
+from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
 from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
@@ -22,7 +23,7 @@ def check_config(config: Config) -> None:
     sampled = (_prompts, _columns, _samplers, _reward, _objective, _selection, _temperatures, _lengths, _counts)
     given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
     checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
-    problems = [problem for check in checks for problem in check(config)]
+    problems = [problem for check in (*checks, evaluation_problems) for problem in check(config)]
     if problems:
         raise ConfigError(problem_list(f"this configuration cannot run, {len(problems)} to change", problems))
 
@@ -62,20 +63,18 @@ def _lora(config: Config) -> list[str]:
     return lora_problems(config.policy.lora)
 
 
-def lora_problems(lora: Lora) -> list[str]:
-    """What can be said of the section `policy.lora` before the model is known."""
+def lora_problems(lora: Lora, where: str = "policy.lora") -> list[str]:
+    """What can be said of a section of adapters before the model is known; `where` is its place in the recipe."""
     if not lora.rank:
         given = [name for name, value in lora if value != getattr(Lora(), name)]
         if not given:
             return []
-        return [
-            f"policy.lora.{given[0]} is given, but policy.lora.rank is 0: no adapter is made; set a rank, such as 16"
-        ]
+        return [f"{where}.{given[0]} is given, but {where}.rank is 0: no adapter is made; set a rank, such as 16"]
     if not lora.target_modules:
-        return ["policy.lora.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
+        return [f"{where}.target_modules = []: no layer would get an adapter; name some, or give [all-linear]"]
     if "all-linear" in lora.target_modules and len(lora.target_modules) > 1:
         return [
-            f"policy.lora.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
+            f"{where}.target_modules = {list(lora.target_modules)}: all-linear stands for every name; leave the "
             "others out, or all-linear"
         ]
     return []
@@ -133,7 +132,21 @@ def _reward(config: Config) -> list[str]:
             f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
             "retries and backoff_s; raise the one, or lower those"
         ]
-    return _reward_section(config.reward, config.prompts, "reward")
+    reranker = config.evaluation.sweep.reranker
+    problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
+    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward), *problems]
+
+
+def _reward_gpus(reward: Reward) -> list[str]:
+    """The GPUs of the reward actor, which all engines within it share."""
+    gpus = reward.resources.get("GPU", 0)
+    spans = [section.pooling.tensor_parallel_size for section in reward.sections() if section.kind == "vllm"]
+    if max(spans, default=1) == 1 or gpus >= max(spans):
+        return []
+    return [
+        f"reward.pooling.tensor_parallel_size = {max(spans)}: must be at most the GPUs of a reward actor, and "
+        f"reward.resources asks for {gpus:g}; set reward.resources={{GPU: {max(spans)}}}"
+    ]
 
 
 def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
@@ -158,6 +171,12 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
         if reward.classifier.model is not None:
             return []
         return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    if reward.kind == "vllm":
+        if reward.pooling.model is not None:
+            return []
+        return [f"{where}.pooling.model is not given: vllm needs a hub id or a folder; set it"]
+    if reward.kind == "pairwise":
+        return _ranker(reward.ranker, prompts, where)
     problems = [
         f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
         "password (a token goes into LARPO_REWARD_TOKEN)"
@@ -166,6 +185,22 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     ]
     if not reward.endpoint.addresses:
         problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
+    return problems
+
+
+def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:
+    problems = []
+    if ranker.model is None:
+        problems.append(f"{where}.ranker.model is not given: pairwise needs a hub id or a folder; set it")
+    lacking = [place for place in ("{prompt}", "{first}", "{second}") if place not in ranker.template]
+    if lacking:
+        problems.append(f"{where}.ranker.template = {ranker.template!r}: lacks {', '.join(lacking)}; add them")
+    if where == "reward" and prompts.heldout_count:
+        problems.append(
+            f"prompts.heldout_count = {prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every list, "
+            "so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
+            "evaluation.each_iteration=false, and compare the models afterwards"
+        )
     return problems
 
 
@@ -180,7 +215,7 @@ def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             f"{where}.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
             f"set prompts.source=reasoning_gym, or another {where}.name"
         ]
-    has_answers = prompts.source in BUNDLED_SETS or prompts.columns.answer_key is not None
+    has_answers = prompts.source in set(BUNDLED_SETS) - set(HELDOUT_ONLY) or prompts.columns.answer_key is not None
     needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
     if needed is not None and not has_answers:
         return [

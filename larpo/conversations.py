@@ -16,7 +16,7 @@ from larpo.types import Prompt
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of prompt and response together, and their token types (all 0 where the model knows none)."""
+    """Token ids of a prompt and its response, or two that are compared, and their types (0 where there are none)."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]

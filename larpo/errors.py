@@ -25,6 +25,10 @@ class SamplerError(LarpoError):
     """Samplers that cannot sample any more."""
 
 
+class EvaluationError(LarpoError):
+    """A model whose scores cannot be computed."""
+
+
 class TrainingError(LarpoError):
     """A training step that cannot go on."""
 

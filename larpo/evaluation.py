@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -150,9 +150,8 @@ def heldout_table(
     before: HeldoutResult, after: HeldoutResult, *, resamples: int, seed: int
 ) -> tuple[HeldoutRow, HeldoutRow]:
     """Base policy, then aligned policy with the interval of its difference in reward."""
-    _check_same_prompts(before, after)
-    interval = paired_bootstrap(prompt_rewards(before), prompt_rewards(after), resamples=resamples, seed=seed)
-    return _row("base policy", before), _row("aligned policy", after, *interval)
+    base, aligned = rows_of_record(done_record(before, after, resamples=resamples, seed=seed))
+    return base, aligned
 
 
 def _check_same_prompts(before: HeldoutResult, after: HeldoutResult) -> None:
@@ -164,20 +163,6 @@ def _check_same_prompts(before: HeldoutResult, after: HeldoutResult) -> None:
     raise DataError(
         f"prompt {index} is {left!r} for {before.label!r} and {right!r} for {after.label!r}; "
         "evaluate both policies on the same held-out prompts in the same order"
-    )
-
-
-def _row(label: str, result: HeldoutResult, *interval: float) -> HeldoutRow:
-    numbers = summary(result)
-    return HeldoutRow(
-        label,
-        int(numbers["heldout/prompts"]),
-        int(numbers["heldout/samples"]),
-        numbers["heldout/reward"],
-        numbers["heldout/greedy"],
-        numbers["heldout/fully_met"],
-        numbers["heldout/response_tokens"],
-        *interval,
     )
 
 
@@ -201,6 +186,33 @@ def done_record(before: HeldoutResult, after: HeldoutResult, *, resamples: int, 
     names = ("heldout/reward_diff", "heldout/reward_diff_low", "heldout/reward_diff_high")
     counts = {name: policies["after"][name] for name in ("heldout/prompts", "heldout/samples")}
     return {**numbers, **dict(zip(names, diff, strict=True)), **counts}
+
+
+def rows_of_record(done: Mapping[str, Any]) -> list[HeldoutRow]:
+    """The rows of the final table from a run's last record: base, aligned and, where it is another, the last policy."""
+    interval = [done[f"heldout/{name}"] for name in ("reward_diff", "reward_diff_low", "reward_diff_high")]
+    rows = [_row_of("base policy", done, "_before"), _row_of("aligned policy", done, "_after", *interval)]
+    if is_chosen(done):
+        rows.append(_row_of("last policy", done["last"], ""))
+    return rows
+
+
+def is_chosen(done: Mapping[str, Any]) -> bool:
+    """Whether a run left another policy than its last."""
+    return "last" in done and any(done["last"][key] != place for key, place in done["taken"].items())
+
+
+def chosen_text(done: Mapping[str, Any]) -> str:
+    """Which policy a run left where that is not its last, as a sentence."""
+    taken, last = done["taken"]["label"], done["last"]["label"]
+    metric = done["best_metric"]
+    return f"The aligned policy ({taken}) is the best by {metric}; the last policy ({last}) stands beside it."
+
+
+def _row_of(label: str, numbers: Mapping[str, Any], suffix: str, *interval: float) -> HeldoutRow:
+    counts = (int(numbers[f"heldout/{noun}"]) for noun in ("prompts", "samples"))
+    nouns = ("reward", "greedy", "fully_met", "response_tokens")
+    return HeldoutRow(label, *counts, *(numbers[f"heldout/{noun}{suffix}"] for noun in nouns), *interval)
 
 
 def format_table(rows: Sequence[HeldoutRow]) -> str:

@@ -1,7 +1,7 @@
 """Rewards from a server: JSON in, JSON out.
 
-`GET /describe` answers `{"fingerprint": text, "joint": bool}`; with `joint` (false when left out) a list is asked
-for as a whole. `POST /score` takes `{"requests": [{"prompt": {"id", "messages": [{"role", "content"}], "task",
+`GET /describe` answers `{"fingerprint": text, "joint": bool}`; with `joint` (false when left out) a list is always
+asked for as a whole. `POST /score` takes `{"requests": [{"prompt": {"id", "messages": [{"role", "content"}], "task",
 "answer_key"}, "responses": [text, ...]}, ...]}` and answers `{"fingerprint": text, "rewards": [[{"value": number,
 "failure": text}, ...], ...]}`; `failure` may be left out, and a plain number stands for a value.
 `scripts/serve_reward.py` is such a server.

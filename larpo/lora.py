@@ -32,10 +32,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def adapted_layers(model: PreTrainedModel, section: Lora) -> dict[str, tuple[int, int]]:
+def adapted_layers(model: PreTrainedModel, section: Lora, where: str = "policy.lora") -> dict[str, tuple[int, int]]:
     """(in, out) features of each layer that gets an adapter, by its full name.
 
-    `all-linear` is every linear layer of the backbone; output and reward heads are never adapted.
+    `all-linear` is every linear layer of the backbone; output and reward heads are never adapted. `where` is the
+    section's place in the recipe.
 
     Raises:
         ConfigError: a name that no such layer has, or a rank that the smallest of them cannot have.
@@ -46,23 +47,23 @@ def adapted_layers(model: PreTrainedModel, section: Lora) -> dict[str, tuple[int
     if unknown:
         known = sorted({layer.rpartition(".")[2] for layer in there})
         raise ConfigError(
-            f"policy.lora.target_modules has {unknown}: {type(model).__name__} has no linear layer of that name in its "
+            f"{where}.target_modules has {unknown}: {type(model).__name__} has no linear layer of that name in its "
             f"backbone; choose from {', '.join(known)}, or {ALL_LINEAR}"
         )
     found = {layer: size for layer, size in there.items() if everything or any(_is_called(layer, n) for n in names)}
     narrowest = min(found, key=lambda layer: min(found[layer]))
     if section.rank > min(found[narrowest]):
         raise ConfigError(
-            f"policy.lora.rank = {section.rank}: {narrowest} has {found[narrowest][0]} inputs and "
+            f"{where}.rank = {section.rank}: {narrowest} has {found[narrowest][0]} inputs and "
             f"{found[narrowest][1]} outputs, so no change of it has a higher rank than {min(found[narrowest])}; lower "
-            "the rank, or leave the layer out of policy.lora.target_modules"
+            f"the rank, or leave the layer out of {where}.target_modules"
         )
     return found
 
 
-def adapter_size(model: PreTrainedModel, section: Lora) -> int:
+def adapter_size(model: PreTrainedModel, section: Lora, where: str = "policy.lora") -> int:
     """Parameters of the adapters that `with_lora` would make; errors as of `adapted_layers`."""
-    return sum(section.rank * (inputs + outputs) for inputs, outputs in adapted_layers(model, section).values())
+    return sum(section.rank * (inputs + outputs) for inputs, outputs in adapted_layers(model, section, where).values())
 
 
 def with_lora(model: Any, section: Lora, *, also_trained: Sequence[str] = ()) -> Any:
@@ -93,6 +94,10 @@ def with_lora(model: Any, section: Lora, *, also_trained: Sequence[str] = ()) ->
         model.get_submodule(name).requires_grad_()
     config.modules_to_save = list(also_trained) or None  # for the file: here they are trained where they stand
     return model
+
+
+def has_lora(model: nn.Module) -> bool:
+    return bool(_layers(model))
 
 
 def add_kept_adapter(model: Any) -> None:

@@ -88,7 +88,11 @@ _FLOW = (
         ("ranked", "prompts", "prompts whose responses are ranked"),
     ),
     *_gauges("prompts", ("train", "prompts", "training prompts"), ("heldout", "prompts", "held-out prompts")),
-    *_counters("reward", ("failures", "responses", "verifiers that raised, hung or gave NaN")),
+    *_counters(
+        "reward",
+        ("failures", "responses", "verifiers that raised, hung or gave NaN"),
+        ("cache_hits", "responses", "responses whose reward the run had kept from before"),
+    ),
     *_gauges("reward", ("lists_per_second", "lists/s", "lists ranked over ranking seconds")),
     *_gauges(
         "stream",
@@ -199,12 +203,13 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "iteration", "epoch"),
     "lists": ("iteration",),  # one part of an iteration's lists
     "iteration": ("iteration",),  # the end of an iteration
-    "evaluation": ("label",),  # one label a policy; `iteration`, where given, counts the iterations behind it
+    # One label a policy; `iteration`, where given, counts the iterations behind it, `step` is that of a snapshot.
+    "evaluation": ("label",),
     "weights": (),
     "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
     "alarm": ("message",),
     "failure": ("actor", "reason"),
-    "done": (),
+    "done": (),  # which policy was `taken`, the `last` one's numbers, and why the run `stopped` early, if it did
 }
 SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
 

@@ -21,6 +21,7 @@ SHARD_BYTES = 5_000_000_000  # one weight file up to this size
 _TOKENIZERS: tuple[tuple[str, ...], ...] = (  # one of these groups of files must be there
     ("tokenizer.json",),
     ("tokenizer.model",),
+    ("spm.model",),
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
     ("tekken.json",),

@@ -66,11 +66,17 @@ class Panel:
 
 
 def line_plot(
-    panels: Sequence[Panel], xlabel: str, boundaries: Sequence[tuple[float, str]] = (), *, whole_x: bool = True
+    panels: Sequence[Panel],
+    xlabel: str,
+    boundaries: Sequence[tuple[float, str]] = (),
+    ticks: Sequence[float] = (),
+    *,
+    log_x: bool = False,
+    whole_x: bool = True,
 ) -> str:
     """Panels above each other over one x axis, with labelled vertical lines at the `boundaries`.
 
-    `whole_x` marks whole numbers only, as steps and iterations are.
+    The axis is marked at `ticks`, or, with `whole_x`, at whole numbers only, as steps and iterations are.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -82,7 +88,13 @@ def line_plot(
             _draw_panel(axis, panel, boundaries)
         _label_boundaries(axes[0], boundaries)
         axes[-1].set_xlabel(xlabel)
-        axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
+        if log_x:
+            axes[-1].set_xscale("log")
+        if ticks:
+            axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes[-1].set_xticks([], minor=True)
+        else:
+            axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
         return _svg(figure)
 
 

@@ -216,22 +216,22 @@ def model_card(
     *,
     name: str = "",
     notes: Sequence[str] = (),
+    chosen: str = "",
     adapter_only: bool = False,
 ) -> str:
     """A model card: front matter for the hub, then how the model was made and what was measured.
 
     `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids. `notes` say
-    what is worth knowing of the base model's weights; `adapter_only`, that the folder holds LoRA's adapters alone.
+    what is worth knowing of the base model's weights; `chosen`, why it is not the last policy of its run;
+    `adapter_only`, that the folder holds LoRA's adapters alone.
     """
     library = "peft" if adapter_only else "transformers"
     model = base_id(base)
     is_id = model.count("/") <= 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
     front = ["---", *([f"base_model: {model}"] if is_id else []), f"library_name: {library}"]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    return (
-        "\n".join([*front, "", *_story(config, model, name, notes, adapter_only), *_numbers(results), *_CITATION])
-        + "\n"
-    )
+    story = [*_story(config, model, name, notes, adapter_only), *([chosen, ""] if chosen else [])]
+    return "\n".join([*front, "", *story, *_numbers(results), *_CITATION]) + "\n"
 
 
 def base_id(model: str) -> str:
@@ -249,7 +249,7 @@ _LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.
 
 def _lora_row(lora: Lora) -> list[str]:
     on = ", ".join(lora.target_modules)
-    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {on} |"
+    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, on {on} |"
     return [row] if lora.rank else []
 
 

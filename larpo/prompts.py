@@ -12,7 +12,7 @@ from typing import Any
 from larpo.config import Columns, Prompts
 from larpo.dataset_rows import Row, column_value, read_rows, row_id, turns_of, up_to_the_user
 from larpo.errors import DataError
-from larpo.prompt_sets import BUNDLED_SETS, ifeval_prompts, never_met, reasoning_gym_split
+from larpo.prompt_sets import BUNDLED_SETS, alpaca_eval_prompts, ifeval_prompts, never_met, reasoning_gym_split
 from larpo.types import Message, Prompt, stable_hash
 
 _KNOBS = "prompts"  # the section of a recipe that errors speak of
@@ -59,6 +59,8 @@ def load_prompts(prompts: Prompts) -> PromptSets:
     if prompts.source == "ifeval":
         unfit = never_met if prompts.drop_never_met else None
         return split_prompts(ifeval_prompts(), prompts, unfit, "constraints that the model never meets")
+    if prompts.source == "alpaca_eval":
+        return _heldout_only(alpaca_eval_prompts(), prompts)
     rows = read_rows(prompts, _KNOBS, BUNDLED_SETS)
     if not rows:
         raise DataError(f"{prompts.source}: holds no rows; give a file or split with prompts in it")
@@ -67,6 +69,16 @@ def load_prompts(prompts: Prompts) -> PromptSets:
     _check_ids(pool, prompts.source)
     empty = len(read) - len(pool)
     return split_prompts(pool, prompts, notes=(f"{empty} rows without text left out",) if empty else ())
+
+
+def _heldout_only(pool: Sequence[Prompt], prompts: Prompts) -> PromptSets:
+    """A seeded draw of held-out prompts from a set that nobody trains on."""
+    if prompts.heldout_count > len(pool):
+        raise DataError(
+            f"prompts.heldout_count = {prompts.heldout_count}: {prompts.source} has {len(pool)} prompts; lower it"
+        )
+    order = sorted(pool, key=lambda p: stable_hash("split", prompts.split_seed, _content(p)))
+    return PromptSets((), tuple(order[: prompts.heldout_count]))
 
 
 def drop_long(

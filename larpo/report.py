@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from larpo.errors import DataError
+from larpo.evaluation import chosen_text, is_chosen
+from larpo.list_evaluation import list_rows
 from larpo.plots import actor_order
 from larpo.records import list_parts, read_lists
 from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
@@ -102,6 +104,8 @@ def _result(log: RunLog) -> list[str]:
         parts.append(missing("The run has no final record: it still goes on, or was cut short."))
     if log.done is not None and log.done.get("heldout/reward_after") is not None:
         return [*parts, _headline(log.done)]
+    if log.done is not None and log.done.get("given/loss_after") is not None:
+        return [*parts, _given_headline(log.done)]
     if log.evaluations:
         return [*parts, _evaluations_table(log.evaluations)]
     return [*parts, missing("No held-out evaluation was recorded.")]
@@ -115,16 +119,39 @@ def _headline(done: Record) -> str:
         [label, *_policy_cells(done, f"_{when}"), f"{diff} [{low}, {high}]" if when == "after" else ""]
         for label, when in (("base policy", "before"), ("aligned policy", "after"))
     ]
+    said = ""
+    if is_chosen(done):
+        rows.append(["last policy", *_policy_cells(done["last"], ""), ""])
+        said += note(
+            f"{chosen_text(done)} It was chosen on the held-out prompts that it is measured on, so its numbers lean "
+            "upwards."
+        )
+    if done.get("stopped"):
+        said += note(f"Stopped early: {done['stopped']}.")
     prompts, samples = (_text(done.get(f"heldout/{name}"), ".0f") for name in ("prompts", "samples"))
     header = [*_POLICY_HEADER, "difference [95% interval]"]
-    return table(header, rows, (0,), "headline") + note(
-        f"{prompts} held-out prompts, {samples} samples each. The interval is a bootstrap over prompts, "
-        "paired between the policies. Fully met: the greedy response has reward 1."
+    return (
+        table(header, rows, (0,), "headline")
+        + note(
+            f"{prompts} held-out prompts, {samples} samples each. The interval is a bootstrap over prompts, "
+            "paired between the policies. Fully met: the greedy response has reward 1."
+        )
+        + said
+    )
+
+
+def _given_headline(done: Record) -> str:
+    """Base against trained policy, of a run on a dataset's answers."""
+    header, *rows = list_rows(done)
+    return table(list(header), [list(row) for row in rows], (0,), "headline") + note(
+        f"{_text(done.get('given/lists'), '.0f')} held-out lists, by the trainer's own log-probabilities. The interval "
+        "is a bootstrap over lists, paired between the policies. Accuracy: pairs ordered as the dataset has them."
     )
 
 
 def _evaluations_table(evaluations: Sequence[Record]) -> str:
-    rows = [[str(record["label"]), *_policy_cells(record, "")] for record in evaluations]
+    order = sorted(evaluations, key=lambda record: (record.get("iteration", 0), record.get("step") or 0))
+    rows = [[str(record["label"]), *_policy_cells(record, "")] for record in order]
     return table(_POLICY_HEADER, rows, (0,), "headline")
 
 
@@ -208,6 +235,8 @@ def _one_list(entry: CandidateList) -> str:
 
 def _how(candidate: Candidate) -> str:
     """`iteration 2, T=1` and what is unusual about the candidate."""
+    if candidate.origin == "given" and not candidate.log_probs:
+        return "given"
     notes: list[str] = [] if candidate.origin == "sampled" else [candidate.origin]
     notes += ["cut off"] if candidate.finish_reason == "length" else []
     return ", ".join([f"iteration {candidate.iteration + 1}", f"T={candidate.temperature:g}", *notes])

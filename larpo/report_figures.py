@@ -15,8 +15,9 @@ _Z = 1.96  # half-length of a 95% normal interval in standard errors
 
 
 def reward_figure(log: RunLog) -> str:
-    """Held-out and training reward by the number of iterations that the policy has been trained."""
-    heldout = evaluated(log.evaluations)
+    """Held-out and training reward by the iterations that the policy has been trained, or by steps with snapshots."""
+    by_step = any(is_snapshot(record) for record in log.evaluations)
+    heldout = evaluated_by_step(log) if by_step else evaluated(log.evaluations)
     greedy = [(x, r) for x, r in heldout if r.get("heldout/greedy") is not None]
     training = training_reward(log)
     lines = []
@@ -26,21 +27,50 @@ def reward_figure(log: RunLog) -> str:
     if greedy:
         lines.append(_points("held-out, greedy", greedy, "heldout/greedy", GREY))
     if training:
-        lines.append(Line("training", list(training), list(training.values()), ORANGE, marks=True))
+        places = [steps_behind(log, iteration) if by_step else iteration for iteration in training]
+        lines.append(Line("training", places, list(training.values()), ORANGE, marks=True))
     if not lines:
         return missing("Reward by iteration: no evaluation and no lists were recorded.")
-    plot = line_plot([Panel("reward (mean)", lines)], "iterations trained")
+    bounds = boundaries(log.steps) if by_step else ()
+    plot = line_plot([Panel("reward (mean)", lines)], "optimizer step" if by_step else "iterations trained", bounds)
     return figure(
-        "Reward by iteration",
+        "Reward by step" if by_step else "Reward by iteration",
         plot,
         "Mean reward of sampled responses; bars are 95% intervals over held-out prompts. Training responses "
-        "of an iteration are sampled by the policy that it starts from, on other prompts.",
+        "of an iteration are sampled by the policy that it starts from, on other prompts." + _hole(log),
     )
 
 
+def _hole(log: RunLog) -> str:
+    """Which iterations' ends have no evaluation though later ones have, where each should."""
+    ends = {x for x, _ in evaluated(log.evaluations)}
+    holes = [str(number) for number in range(1, max(ends, default=0)) if number not in ends]
+    if not holes or len(ends) < 3:  # before and after the run only
+        return ""
+    return f" Not evaluated: the policy after iteration {', '.join(holes)}; the line passes over it."
+
+
+def is_snapshot(record: Record) -> bool:
+    """Whether an evaluation is of a policy within an iteration."""
+    return record.get("step") is not None
+
+
+def steps_behind(log: RunLog, iterations: int) -> int:
+    """Optimizer steps of the first so many iterations."""
+    return max((record["step"] for record in log.steps if record["iteration"] < iterations), default=0)
+
+
+def evaluated_by_step(log: RunLog) -> list[tuple[int, Record]]:
+    """All evaluations by the optimizer steps behind them."""
+    placed = [(steps_behind(log, x), record) for x, record in evaluated(log.evaluations)]
+    placed += [(r["step"], r) for r in log.evaluations if is_snapshot(r) and r.get("heldout/reward") is not None]
+    return sorted(placed, key=lambda pair: pair[0])
+
+
 def evaluated(evaluations: Sequence[Record]) -> list[tuple[int, Record]]:
-    """Evaluations by the iterations behind them: their field `iteration`, or their place where it is not given."""
-    placed = [(int(record.get("iteration", place)), record) for place, record in enumerate(evaluations)]
+    """Evaluations of iterations' ends by the iterations behind them: `iteration`, or their place without it."""
+    ends = [record for record in evaluations if not is_snapshot(record)]
+    placed = [(int(record.get("iteration", place)), record) for place, record in enumerate(ends)]
     return sorted(
         ((x, record) for x, record in placed if record.get("heldout/reward") is not None), key=lambda pair: pair[0]
     )

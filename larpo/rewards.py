@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from larpo.config import Reward as RewardSection
+from larpo.errors import ConfigError
 from larpo.types import Prompt
 
 
@@ -60,10 +61,16 @@ def make_reward_model(section: RewardSection, makers: Mapping[str, Maker] | None
     """
     if makers and section.kind in makers:
         return makers[section.kind](section)
+    if section.kind == "vllm":
+        raise ConfigError("reward.kind = 'vllm': only a reward actor has vLLM; use actors.reward.RewardActor")
     if section.kind == "sequence_classification":
         from larpo.classifier_reward import ClassifierReward
 
         return ClassifierReward(section.classifier, failed_reward=section.failed_reward)
+    if section.kind == "pairwise":
+        from larpo.pairwise_reward import PairwiseReward
+
+        return PairwiseReward(section.ranker, failed_reward=section.failed_reward)
     if section.kind == "weighted":
         from larpo.weighted_reward import WeightedReward
 
@@ -101,6 +108,14 @@ def check_reward(section: RewardSection) -> None:
         from larpo.classifier_reward import classifier_folder
 
         classifier_folder(section.classifier)
+    if section.kind == "pairwise":
+        from larpo.pairwise_reward import ranker_folder
+
+        ranker_folder(section.ranker)
+    if section.kind == "vllm":
+        from larpo.classifier_reward import pooling_folder
+
+        pooling_folder(section.pooling)
     for part in section.parts:
         check_reward(part)
 

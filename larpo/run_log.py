@@ -80,7 +80,7 @@ def make_run_log(records: Sequence[Record], torn: bool = False) -> RunLog:
         steps=kept_steps(events["step"]),
         lists=_last_of(events["lists"], "iteration", "part"),
         iterations=_last_of(events["iteration"], "iteration"),
-        evaluations=_last_of(events["evaluation"], "label"),
+        evaluations=_last_of(kept_evaluations(records), "label"),
         weights=tuple(events["weights"]),
         spans=tuple(Span(str(r["actor"]), str(r["kind"]), float(r["start"]), float(r["end"])) for r in events["span"]),
         troubles=tuple(r for r in records if r["event"] in ("alarm", "failure")),
@@ -96,6 +96,20 @@ def kept_steps(steps: Iterable[Record]) -> tuple[Record, ...]:
         while kept and kept[-1]["step"] >= record["step"]:
             kept.pop()
         kept.append(record)
+    return tuple(kept)
+
+
+def kept_evaluations(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The evaluations, without those of snapshots whose step was taken back: a step came that was there before."""
+    kept: list[Record] = []
+    newest = 0
+    for record in records:
+        if record["event"] == "evaluation":
+            kept.append(record)
+        elif record["event"] == "step":
+            if record["step"] <= newest:
+                kept = [found for found in kept if (found.get("step") or 0) < record["step"]]
+            newest = record["step"]
     return tuple(kept)
 
 

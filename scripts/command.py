@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
+
+if TYPE_CHECKING:
+    from actors.results import Results
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,13 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     else:
         config, folder = new_run(options.recipe, options.overrides)
     command.check(config)
+    if options.resume is not None and not options.dry_run:
+        from actors.results import finished
+
+        over = finished(folder)
+        if over is not None:
+            print("this run is finished: nothing is left to do")
+            return _tell(over)
     try:
         run = command.prepare(config, folder, resumed=options.resume is not None)
     except HubUnreachable as error:
@@ -84,6 +94,11 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         if (run.folder / CONFIG_FILE).is_file():
             print(f"go on with: python -m scripts.{command.name} --resume {run.folder}", file=sys.stderr)
         raise
+    return _tell(results)
+
+
+def _tell(results: Results) -> int:
+    """Print what a run came to, and where it lies."""
     print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
     print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")
     return 0

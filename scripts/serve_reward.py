@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if section.kind == "http":
             raise ConfigError("reward.kind = 'http': a server has to score by itself; give a recipe of another kind")
         actor = RewardActor(section)
-    except (ConfigError, DataError) as error:
+    except LarpoError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError | DataError) else 1
     from aiohttp import web
 
     print(f"serving {section.kind} {section.source} on http://{options.host}:{options.port}", flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, experiment, lists, train_reward
+from scripts import align, compare, evaluate, experiment, lists, train_reward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,6 +33,7 @@ def test_the_map_names_nothing_that_is_gone():
         ("align", align.parser, 3),
         ("lists", lists.parser, 2),
         ("compare", compare.parser, 1),
+        ("evaluate", evaluate.parser, 2),
         ("experiment", experiment.parser, 1),
         ("train_reward", train_reward.parser, 1),
     ],
@@ -42,7 +43,7 @@ def test_every_command_parses(script, parse, least):
     assert len(commands) >= least
     for command in commands:
         words = [word.strip("[]").replace("...", "") for word in command.split()]
-        parse().parse_args([word for word in words if word])
+        parse().parse_intermixed_args([word for word in words if word])
 
 
 def test_every_bundled_recipe_is_in_a_table():

@@ -110,6 +110,16 @@ def test_a_plain_line() -> None:
     )
 
 
+def test_a_run_on_a_dataset_speaks_of_its_lists_alone() -> None:
+    state = replace(STATE, samples=False)
+    line = plain_line(state)
+    assert f"lists {state.prompts_ranked}/{state.prompts_total}  stream" in line
+    assert not [word for word in ("sampled", "ranked", "reward", "tokens/s", "weights") if word in line]
+    page = "\n".join(page_text(state))
+    assert "lists offered" in page
+    assert "prompts sampled" not in page
+
+
 def test_plain_lines_come_at_changes_and_at_the_interval() -> None:
     now, stream = [0.0], io.StringIO()
     console = PlainConsole(stream, 15.0, lambda: now[0])

@@ -248,6 +248,32 @@ def test_a_sampler_that_does_not_take_new_weights_is_replaced(refusal):
     asyncio.run(go())
 
 
+def test_a_replacement_that_starts_while_weights_change_comes_with_the_new_ones():
+    async def go():
+        started, updates = asyncio.Event(), []
+
+        async def starts(version):
+            await started.wait()
+            return version
+
+        async def takes(version):
+            updates.append(version)
+            return version
+
+        fresh = Double("fresh", start=starts, update=takes)
+        house = House(Double("dead", sample=dies), fresh)
+        await house.pool.start(3)
+        waiting = asyncio.create_task(house.pool.sample(SampleTask("1", 0, (1,), ((1.0, 1),), 4)))
+        await settled()
+        await asyncio.wait_for(house.pool.update(4), 2)  # does not wait for the one that starts
+        started.set()
+        assert await asyncio.wait_for(waiting, 2) == ["1 by fresh"]
+        assert updates == [4]
+        assert house.pool.members[0].version == 4
+
+    asyncio.run(go())
+
+
 # --- Real samplers
 
 

@@ -9,10 +9,10 @@ import pytest
 from actors import progress as progress_module
 from actors.monitor import Monitor
 from actors.pool import Member
-from actors.progress import EVALUATING, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
+from actors.progress import EVALUATING, EVALUATING_SNAPSHOT, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
 from actors.sampler import SamplerStats
 from actors.work import StreamStatus
-from larpo.config import Config
+from larpo.config import Config, Preferences
 from larpo.errors import PhaseTimeout, TrainingError
 
 M, K, T, HELD_OUT, SAMPLES = 20, 8, 2, 10, 4
@@ -67,6 +67,17 @@ def test_half_of_the_share_counts_responses_and_half_steps():
     assert work.share_done(SAMPLING, 0, 5, 1) == pytest.approx((5 * K / responses + 1 / 8) / 2)
     evaluating = M * K + 3 * (SAMPLES + 1)
     assert work.share_done(EVALUATING, 0, 3, 2) == pytest.approx((evaluating / responses + 2 / 8) / 2)
+
+
+def test_snapshots_are_counted_with_the_steps():
+    work = Workload(config(every_steps=3))  # of 2 x 4 steps: 3 and 6
+    assert (work.snapshots, work.evaluations) == (2, 2 + 1 + T)
+    responses = T * M * K + (T + 1 + 2) * HELD_OUT * (SAMPLES + 1)
+    done = M * K + HELD_OUT * (SAMPLES + 1) + 3 / 8 * 2 * HELD_OUT * (SAMPLES + 1)
+    for phase in (TRAINING, EVALUATING_SNAPSHOT):
+        assert work.share_done(phase, 0, 5, 3) == pytest.approx((done / responses + 3 / 8) / 2)
+    assert work.share_done(WRITING, T, 0, 7) == 1.0
+    assert Workload(config(every_steps=4)).snapshots == 0  # each is an iteration's end
 
 
 def test_without_held_out_prompts_there_is_only_annotation():
@@ -182,3 +193,11 @@ def test_a_silent_trainer_has_hung_unless_it_is_done():
     with pytest.raises(PhaseTimeout, match=r"silent for 3601 s, over timeouts.step_s = 3600"):
         look_at(trainer_silent_s=3601.0)
     look_at(trainer_silent_s=3601.0, trained_iterations=T)
+
+
+def test_all_that_a_run_on_a_dataset_does_is_training():
+    given = config().model_copy(update={"preferences": Preferences(source="pairs.jsonl")})
+    work = Workload(given)
+    assert work.share_done(TRAINING, 0, 0, 0) == 0.0
+    assert work.share_done(TRAINING, 0, 0, work.steps // 2) == pytest.approx((work.steps // 2) / work.steps)
+    assert work.share_done(WRITING, T, 0, 0) == 1.0

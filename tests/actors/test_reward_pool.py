@@ -10,18 +10,20 @@ from actors.cast import RewardPool
 from actors.reward import Described
 from larpo.config import Config
 from larpo.errors import DataError, RewardError
+from larpo.rewards import Reward
+from larpo.types import Prompt
 
 
 class Double:
     """A reward actor that takes `seconds` a batch, or raises."""
 
-    def __init__(self, fingerprint="f", seconds=0.0, error=None):
+    def __init__(self, fingerprint="f", seconds=0.0, error=None, joint=False):
         self.batches, self.killed, self.at_work = [], False, 0
-        self.describe = SimpleNamespace(remote=lambda: self._describe(fingerprint))
+        self.describe = SimpleNamespace(remote=lambda: self._describe(fingerprint, joint))
         self.rank = SimpleNamespace(remote=lambda requests: self._rank(requests, seconds, error))
 
-    async def _describe(self, fingerprint):
-        return Described("verifier", "toy", fingerprint)
+    async def _describe(self, fingerprint, joint):
+        return Described("verifier", "toy", fingerprint, joint)
 
     async def _rank(self, requests, seconds, error):
         self.batches.append(requests)
@@ -42,9 +44,11 @@ def make_pool(monkeypatch):
         left = list(doubles)
         monkeypatch.setattr(placement, "place_reward", lambda section: left.pop(0))
         monkeypatch.setattr(placement, "kill", lambda actor: setattr(actor, "killed", True))
-        config = Config.model_validate({"reward": {"replicas": replicas}, "timeouts": {"reward_s": limit}})
+        config = Config.model_validate(
+            {"reward": {"replicas": replicas, "cache": False}, "timeouts": {"reward_s": limit}}
+        )
         failures = []
-        pool = RewardPool(SimpleNamespace(config=config), lambda name, reason: failures.append((name, reason)))
+        pool = RewardPool(config, lambda name, reason: failures.append((name, reason)))
         return pool, failures
 
     return make
@@ -118,5 +122,77 @@ def test_the_faults_of_a_request_kill_nobody_and_a_hopeless_batch_names_every_ca
         with pytest.raises(RewardError, match=r"in 3 attempts: \['cause 0', 'cause 1', 'cause 2'\]"):
             await pool.rank([1])
         assert len(failures) == 3
+
+    asyncio.run(go())
+
+
+class Scorer(Double):
+    """One that gives a response its length, or fails it."""
+
+    async def _rank(self, requests, seconds, error):
+        self.batches += [list(texts) for _, texts in requests]
+        return [[Reward(float(len(text)), "empty" if not text else "") for text in texts] for _, texts in requests]
+
+
+@pytest.fixture
+def make_run(monkeypatch, tmp_path):
+    """`make_run(double)`: a pool with a cache, of a run that is started, or started again, in one folder."""
+
+    def make(double):
+        monkeypatch.setattr(placement, "place_reward", lambda section: double)
+        failures = []
+        return RewardPool(Config(), lambda name, reason: failures.append((name, reason)), tmp_path), failures
+
+    return make
+
+
+P, Q = Prompt("p", ()), Prompt("q", ())
+LISTS = [(P, ["a", "bb"]), (Q, ["ccc", ""])]
+GIVEN = [[Reward(1.0), Reward(2.0)], [Reward(3.0), Reward(0.0, "empty")]]
+
+
+def test_a_second_run_of_the_same_lists_asks_for_failures_alone(make_run):
+    async def go():
+        first, second = Scorer(), Scorer()
+        pool, _ = make_run(first)
+        await pool.start()
+        assert await pool.rank(LISTS) == GIVEN
+        assert first.batches == [["a", "bb"], ["ccc", ""]]
+        assert pool.take_hits() == 0
+        pool, _ = make_run(second)
+        await pool.start()
+        assert await pool.rank(LISTS) == GIVEN
+        assert second.batches == [[""]]
+        assert await pool.rank([(P, ["bb", "dddd", "a"])]) == [[Reward(2.0), Reward(4.0), Reward(1.0)]]
+        assert second.batches == [[""], ["dddd"]]
+        assert (pool.take_hits(), pool.take_hits()) == (5, 0)
+
+    asyncio.run(go())
+
+
+def test_a_changed_model_is_asked_again_and_a_joint_one_for_whole_lists(make_run):
+    async def go():
+        for double in (Scorer(), Scorer("g"), Scorer("h", joint=True)):
+            pool, _ = make_run(double)
+            await pool.start()
+            await pool.rank(LISTS[:1])
+            await pool.rank(LISTS[:1])
+            assert double.batches == [["a", "bb"]]
+        await pool.rank([(P, ["a", "bb", "c"])])
+        assert double.batches[1:] == [["a", "bb", "c"]]
+
+    asyncio.run(go())
+
+
+def test_a_cache_that_fails_is_told_of_and_the_run_goes_on(make_run):
+    async def go():
+        double = Scorer()
+        pool, failures = make_run(double)
+        await pool.start()
+        pool._cache.close()
+        assert await pool.rank(LISTS) == GIVEN
+        assert await pool.rank(LISTS) == GIVEN
+        assert len(double.batches) == 4
+        assert failures == [("reward-cache", "Cannot operate on a closed database.; the run goes on without it")]
 
     asyncio.run(go())

@@ -327,3 +327,21 @@ def test_reference_log_probabilities_come_back_with_the_lists_of_a_later_epoch(t
         (c.reference_log_prob, c.reference_fingerprint) for item in asyncio.run(go()).lists for c in item.candidates
     }
     assert found == {(-9.0, "base")}
+
+
+def test_a_run_that_ends_early_lets_every_rank_end_after_the_same_step(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        first = await take(stream, 0, 0, 2)
+        waiting = asyncio.create_task(take(stream, 1, 0, 2))
+        await asyncio.sleep(0.01)
+        await stream.end_run()
+        return first, await take(stream, 0, 1, 2), await waiting, await take(stream, 1, 1, 2)
+
+    first, other, *ends = asyncio.run(go())
+    assert isinstance(first, StepWork)
+    assert sorted(ids(first) + ids(other)) == ["p0", "p1", "p2", "p3"]
+    assert ends == [RunEnd(1), RunEnd(1)]

@@ -82,8 +82,8 @@ def start_of(folder):
 def distance(found, expected, start) -> float:
     """Largest difference between two sets of weights, over the largest change since the start."""
     assert found.keys() == expected.keys()
-    apart = max(float((found[name] - expected[name]).abs().max()) for name in expected)
-    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
+    apart = max(float((found[name] - expected[name]).detach().abs().max()) for name in expected)
+    moved = max(float((expected[name] - start[name]).detach().abs().max()) for name in expected)
     print(f"distance {apart / moved:.2e}")
     return apart / moved
 

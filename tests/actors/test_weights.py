@@ -141,6 +141,20 @@ def test_the_store_keeps_the_newest_versions_and_names_them():
         store.buckets(1)
 
 
+def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
+    store = WeightStore(keep=1)
+    store.put_bucket = lambda data: len(data)
+    store.publish(5, ("five",))
+    for version in (3, 7):
+        store.lend_folder(version, str(publish(tmp_path / str(version), version)))
+        assert store.buckets(version)
+        assert store.buckets(5) == ("five",)
+        assert store.newest() == 5
+    assert store.highest() == 7
+    with pytest.raises(CheckpointError, match=r"weight version 3 is not in the store, which holds \[5, 7\]"):
+        store.buckets(3)
+
+
 def test_a_published_folder_goes_through_the_object_store_unchanged(tmp_path, local_ray):
     from actors.placement import kill, place_store
 

@@ -116,7 +116,7 @@ def test_a_conversation_over_the_limit_costs_one_reward(llama):
 def test_a_score_that_is_not_finite_costs_one_reward(llama, monkeypatch):
     model = ClassifierReward(Classifier(model=str(llama), dtype="float32"), failed_reward=-7.0)
     scores = model._scores
-    monkeypatch.setattr(model, "_scores", lambda batch: [float("nan"), *scores(batch)[1:]])
+    monkeypatch.setattr(model, "_scores", lambda inputs: torch.cat([torch.tensor([float("nan")]), scores(inputs)[1:]]))
     found = [reward for row in model.score_lists(REQUESTS) for reward in row]
     (bad,) = [reward for reward in found if reward.failure]
     assert (bad.value, bad.failure) == (-7.0, "not finite (nan)")

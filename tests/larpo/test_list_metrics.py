@@ -2,7 +2,7 @@
 
 import pytest
 
-from larpo.config import Config
+from larpo.config import Config, Objective
 from larpo.list_metrics import list_metrics
 
 CONFIG = Config.model_validate({"lists": {"selection": {"policy": "all"}, "near_duplicate": 1.0}})
@@ -45,3 +45,13 @@ def test_a_part_without_signal_has_no_hardness(make_list):
     metrics = list_metrics([make_list(0, (3, 3), rewards=[0.0, 0.0])], CONFIG)
     assert metrics["lists/dropped_equal_rewards"] == 1
     assert "lists/reward_gap" not in metrics
+
+
+def test_lists_of_a_dataset_are_not_replayed(make_list):
+    item = make_list(0, (4, 2))
+    given = item.replace(candidates=tuple(c.replace(origin="given") for c in item.candidates))
+    metrics = list_metrics([given], CONFIG)
+    assert metrics["lists/replayed"] == 0
+    assert metrics["lists/reward_gap"] == 1.0
+    tuned = CONFIG.model_copy(update={"objective": Objective(name="sft")})
+    assert list_metrics([given.replace(candidates=given.candidates[:1])], tuned)["lists/size"] == 1

@@ -266,3 +266,19 @@ def test_hardness_needs_a_loser_and_rewards():
         hardness([candidate("a", 1.0), candidate("b", None)])
     with pytest.raises(ValueError, match="1 scores for 2 rewards"):
         score_gap([1.0], [1.0, 0.0])
+
+
+# ---- objectives that read one response
+
+
+def test_an_objective_that_reads_the_best_response_alone_needs_no_second():
+    def trained(*candidates):
+        full = CandidateList("0000/p", 0, Prompt("p", ()), (1,), tuple(candidates))
+        chosen, reason = training_list(full, Lists(), Sampling(), seed=0, uses="one")
+        return reason if chosen is None else ids(chosen.candidates)
+
+    assert trained(candidate("a", 1.0)) == "a"
+    assert trained(candidate("a", 0.0), candidate("b", 1.0)) == "b"
+    assert trained(candidate("a", 1.0, tokens=())) == "no candidate"
+    single = CandidateList("0000/p", 0, Prompt("p", ()), (1,), (candidate("a", 1.0),))
+    assert training_list(single, Lists(), Sampling(), seed=0) == (None, "fewer than two distinct candidates")

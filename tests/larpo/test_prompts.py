@@ -278,3 +278,19 @@ def test_the_order_is_a_pure_function_of_its_seed():
 def test_an_iteration_cannot_draw_more_than_there_are(per_iteration):
     with pytest.raises(DataError, match=f"prompts_per_iteration = {per_iteration}: must be 1 to 10"):
         PromptOrder(10, 0).draw(0, per_iteration)
+
+
+def test_alpaca_eval_is_for_evaluation_only(tmp_path):
+    from actors.preparation import new_run
+
+    sets = load_prompts(Prompts(source="alpaca_eval", heldout_count=30))
+    assert sets.train == ()
+    assert len({prompt.id for prompt in sets.heldout}) == 30
+    assert sets == load_prompts(Prompts(source="alpaca_eval", heldout_count=30))
+    assert sets != load_prompts(Prompts(source="alpaca_eval", heldout_count=30, split_seed=1))
+    assert len(load_prompts(Prompts(source="alpaca_eval", heldout_count=805)).heldout) == 805
+    with pytest.raises(DataError, match="has 805 prompts"):
+        load_prompts(Prompts(source="alpaca_eval", heldout_count=806))
+    sources = ["prompts.source=alpaca_eval", "prompts.tasks={}", "reward.kind=http"]
+    with pytest.raises(ConfigError, match="for evaluation only"):
+        new_run("quickstart", [*sources, "reward.endpoint.addresses=['http://127.0.0.1:1']"])

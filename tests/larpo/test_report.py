@@ -17,8 +17,15 @@ from larpo.metrics import check_event, check_names
 from larpo.plots import actor_order, running_mean, time_cuts
 from larpo.records import write_part
 from larpo.report import busy_metrics, busy_shares, write_report
-from larpo.report_figures import boundaries, evaluated, training_reward, with_position
-from larpo.run_log import Span, kept_steps, make_run_log, merged, read_run_log, series
+from larpo.report_figures import (
+    boundaries,
+    evaluated,
+    evaluated_by_step,
+    reward_figure,
+    training_reward,
+    with_position,
+)
+from larpo.run_log import Span, kept_evaluations, kept_steps, make_run_log, merged, read_run_log, series
 from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
 
 T0 = 1_790_000_000.0
@@ -287,6 +294,50 @@ def test_evaluations_lie_at_the_iterations_behind_them() -> None:
     assert evaluated([{"label": "base", "heldout/reward": None}]) == []
 
 
+def evaluation(label: str, iteration: int, step: int | None = None) -> dict[str, Any]:
+    place = {"iteration": iteration} | ({} if step is None else {"step": step})
+    return {"time": 1, **heldout(label, 0.5), **place}
+
+
+def test_evaluations_of_snapshots_lie_at_their_step_and_ends_at_the_last_of_their_iteration() -> None:
+    steps = [{"time": 1, "event": "step", "step": s, "iteration": s // 5} for s in range(1, 9)]  # 4 and 4
+    points = [evaluation("base", 0), evaluation("s3", 0, 3), evaluation("s6", 1, 6), evaluation("1", 1)]
+    log = make_run_log([*steps, *points])
+    assert [(x, record["label"]) for x, record in evaluated_by_step(log)] == [
+        (0, "base"),
+        (3, "s3"),
+        (4, "1"),
+        (6, "s6"),
+    ]
+    assert [(x, record["label"]) for x, record in evaluated(log.evaluations)] == [(0, "base"), (1, "1")]
+    assert "Reward by step" in reward_figure(log)
+    assert "Reward by iteration" in reward_figure(make_run_log([*steps, points[0], points[3]]))
+
+
+def test_an_evaluation_of_a_step_that_was_taken_back_does_not_count() -> None:
+    def step(number: int) -> dict[str, Any]:
+        return {"time": 1, "event": "step", "step": number, "iteration": 0}
+
+    before = [step(1), step(2), step(3), evaluation("base", 0), evaluation("step 2", 0, 2), evaluation("step 3", 0, 3)]
+    assert len(kept_evaluations([*before, step(4)])) == 3
+    assert [r["label"] for r in kept_evaluations([*before, step(3)])] == ["base", "step 2"]
+    assert [r["label"] for r in kept_evaluations([*before, step(1), step(2)])] == ["base"]
+    assert len(kept_evaluations([step(1), evaluation("step 2", 0, 2), step(2)])) == 1  # told before its step was
+
+
+def test_an_evaluation_that_a_kill_left_out_is_said_to_be_missing() -> None:
+    ends = [evaluation(f"after iteration {n}", n) for n in range(5)]
+    assert "Not evaluated" not in reward_figure(make_run_log(ends))
+    assert "Not evaluated" not in reward_figure(make_run_log([ends[0], ends[4]]))  # only before and after the run
+    assert "Not evaluated: the policy after iteration 2;" in reward_figure(make_run_log([*ends[:2], *ends[3:]]))
+
+
+def test_evaluations_come_in_the_order_of_training_whenever_they_were_made(tmp_path: Path) -> None:
+    late = [evaluation("after iteration 1", 1), evaluation("step 3", 0, 3), evaluation("base policy", 0)]
+    page = write_report(write_run(tmp_path / "late", late)).read_text()
+    assert page.index("base policy") < page.index("step 3") < page.index("after iteration 1")
+
+
 def test_positions_of_parts_and_boundaries_of_iterations() -> None:
     lists = [{"iteration": 0}, {"iteration": 0}, {"iteration": 1}]
     assert [record["x"] for record in with_position(lists)] == [0.25, 0.75, 1.5]
@@ -323,3 +374,12 @@ def test_the_report_is_the_same_each_time(tmp_path: Path) -> None:
     first = write_report(run).read_text()
     assert write_report(run).read_text() == first
     assert not re.search(r"https?://(?!www\.w3\.org)", first)
+
+
+def test_a_run_on_a_dataset_has_its_own_headline(tmp_path: Path) -> None:
+    ends = {"before": 0.6931, "after": 0.41, "diff": -0.2831, "diff_low": -0.31, "diff_high": -0.25}
+    done = {"time": T0 + 60, "event": "done", "given/lists": 96.0, **{f"given/loss_{k}": v for k, v in ends.items()}}
+    page = Page(write_report(write_run(tmp_path / "given", [*run_records(), done], lists=0)).read_text())
+    for text in ("0.6931", "0.4100", "-0.2831 [-0.3100, -0.2500]", "96 held-out lists"):
+        assert text in page.text
+    assert "accuracy by score" not in page.text

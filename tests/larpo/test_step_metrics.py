@@ -99,3 +99,19 @@ def test_the_divergence_is_that_of_the_policy_and_not_of_what_was_sampled_before
     assert (policy - reference).mean() < 0
     kl = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
     assert metrics_of([outcome])["train/kl_to_reference"] == pytest.approx(kl)
+
+
+def test_a_loss_of_tokens_is_their_mean(outcome):
+    sums, stalest = rank_sums([outcome(loss=1.0), outcome(loss=5.0)], 0)
+    assert step_metrics(sums, stalest, on_policy=True, per="token")["train/loss"] == (1 + 5) / (3 + 3)
+
+
+def test_lists_of_a_dataset_say_nothing_of_samplers(outcome, make_list):
+    item = make_list(0, (2, 1), rewards=(1.0, 0.0))
+    given = item.replace(
+        candidates=tuple(c.replace(origin="given", log_probs=(), versions=()) for c in item.candidates)
+    )
+    metrics = metrics_of([outcome(source=given)])
+    silent = {"train/log_prob_gap", "train/policy_gap", "train/staleness_mean", "train/kl_to_reference"}
+    assert not silent & set(metrics)
+    assert metrics["train/ranking_accuracy"] == 1.0

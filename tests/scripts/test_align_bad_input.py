@@ -68,6 +68,14 @@ def test_the_toy_run_would_start(toy, capsys):
     assert "plan of toy" in capsys.readouterr().out
 
 
+def test_the_cost_of_evaluation_is_told_before_it_is_paid(toy, capsys):
+    knobs = ["evaluation.every_steps=1", "evaluation.best_metric=reward", "evaluation.patience=3"]
+    assert main([*toy(None, *knobs), "--dry-run"]) == 0  # 2 iterations of 2 steps, 2 held-out prompts, 4 + 1 responses
+    printed = capsys.readouterr().out
+    assert "at most 5 times, 2 of them within iterations, each 2 prompts x (4 samples + 1 greedy) = 50 resp" in printed
+    assert "the policy with the best reward is kept; ends after 3 without a gain" in printed
+
+
 def test_options_may_stand_between_overrides(toy, capsys):
     recipe, *overrides = toy()
     assert main([recipe, overrides[0], "--dry-run", *overrides[1:]]) == 0

@@ -1,0 +1,162 @@
+"""The lists that wait for the trainer, in order, and the work that is formed from them: the trainer's lineage.
+
+Nothing here waits: `ListStream` asks when work can be formed. What has been consumed is in the journal, and the lists
+are on disk, so that `restore` rolls the queue back to any journal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work, read_references
+from larpo.config import Config
+from larpo.lists import training_list
+from larpo.memory import with_references
+from larpo.objective_table import get_spec
+from larpo.records import list_parts, read_lists
+from larpo.types import CandidateList, stable_hash
+
+
+class ListQueue:
+    """The iteration and epoch that the trainer is in, and the trainable lists not yet in a step."""
+
+    def __init__(self, config: Config, lists_folder: Path) -> None:
+        self._config, self._folder = config, lists_folder
+        self._queue: deque[CandidateList] = deque()
+        self._iteration, self._epoch = 0, 0
+        self._opened, self._closed = -1, -1  # newest iteration opened by the conductor; newest closed
+        self._journal = Journal()
+        self._ended = False
+        self._behind: dict[str, float] = {}  # prompt id -> share of its pass behind its list, dropped lists too
+        self.restored = False
+        self.dropped: dict[str, int] = {}
+        self.references = read_references(lists_folder.parent)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    # The conductor's side.
+
+    def open(self, iteration: int) -> tuple[str, ...]:
+        """Begin an iteration; returns the prompt ids whose lists are on disk already."""
+        self._opened = iteration
+        self.dropped, self._behind = {}, {}
+        self._enqueue_recorded()
+        return tuple(record.prompt.id for record in self._recorded(iteration))
+
+    def close(self, iteration: int) -> None:
+        """No more lists of this iteration will come."""
+        self._closed = iteration
+
+    def end(self) -> None:
+        """The run ends early: no further work is formed."""
+        self._ended = True
+
+    def append(self, lists: Sequence[CandidateList]) -> None:
+        """Queue trainable lists of an iteration's first epoch, unless the trainer has gone on from there."""
+        if lists and (self._iteration, self._epoch) == (lists[0].iteration, 0):
+            self._append(lists)
+
+    def place(self, lists: Sequence[CandidateList]) -> None:
+        """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
+        for item in lists:
+            place = len(self._behind) + 1
+            self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
+
+    def trainable(self, lists: Sequence[CandidateList], count_dropped: bool = True) -> list[CandidateList]:
+        """What is trained on of each list; those without a signal are dropped, and counted by the reason."""
+        config, uses = self._config, get_spec(self._config.objective.name).uses
+        trainable = []
+        for item in lists:
+            selected, reason = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
+            if selected is not None:
+                trainable.append(selected)
+            elif count_dropped:
+                self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        return trainable
+
+    # The trainer's side.
+
+    def restore(self, journal: Journal) -> None:
+        """Roll back (or start) at the journal: lists on disk that it has not consumed are queued again."""
+        self._journal = journal
+        self._iteration, self._epoch = journal.iteration, journal.epoch
+        self._queue.clear()
+        self.dropped, self._behind = {}, {}
+        self.restored = True
+        if self._epoch > 0:
+            self._start_epoch(self._epoch)
+        else:
+            self._enqueue_recorded()
+
+    def is_ready(self) -> bool:
+        """Whether the next work can be formed."""
+        if not self.restored:
+            return False
+        if self._ended or self._iteration >= self._config.training.iterations:
+            return True
+        if self._opened < self._iteration:
+            return False
+        closed = self._closed >= self._iteration
+        full_step = len(self._queue) >= self._config.training.lists_per_step
+        return closed or (full_step and self._config.overlap == "stream")
+
+    def form(self, position: int) -> tuple[Work, list[CandidateList]]:
+        """The work at the next position, and the lists of all ranks in it."""
+        if self._ended or self._iteration >= self._config.training.iterations:
+            return RunEnd(position), []
+        while not self._queue and self._epoch + 1 < self._config.training.epochs:
+            self._start_epoch(self._epoch + 1)
+        if not self._queue:
+            return self._end_iteration(position), []
+        count = min(self._config.training.lists_per_step, len(self._queue))
+        lists = [self._queue.popleft() for _ in range(count)]
+        key = f"{self._iteration}/{self._epoch}"
+        used = self._journal.used(self._iteration, self._epoch) + tuple(item.prompt.id for item in lists)
+        consumed = {**self._journal.consumed, key: used}
+        self._journal = Journal(position + 1, self._iteration, self._epoch, consumed)
+        share = self._planned_share(lists[-1])
+        return StepWork(position, self._iteration, self._epoch, (), count, share, self._journal), lists
+
+    def _end_iteration(self, position: int) -> IterationEnd:
+        ended = self._iteration
+        self._iteration, self._epoch = ended + 1, 0
+        self._journal = Journal(position + 1, self._iteration, 0, self._journal.consumed)
+        self.dropped, self._behind = {}, {}
+        self._enqueue_recorded()
+        return IterationEnd(position, ended, self._journal)
+
+    def _planned_share(self, last: CandidateList) -> float:
+        """Share of the planned passes behind a step that ends with this list, whatever was dropped before it."""
+        training = self._config.training
+        passes = self._iteration * training.epochs + self._epoch
+        return (passes + self._behind[last.prompt.id]) / (training.iterations * training.epochs)
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
+        self._epoch = epoch
+        lists = self.trainable(self._recorded(self._iteration), count_dropped=False)
+        lists.sort(key=lambda item: item.prompt.id)
+        random.Random(stable_hash(self._config.run.seed, self._iteration, epoch)).shuffle(lists)
+        self._behind = {item.prompt.id: (place + 1) / len(lists) for place, item in enumerate(lists)}
+        used = set(self._journal.used(self._iteration, epoch))
+        self._queue.extend(item for item in lists if item.prompt.id not in used)
+
+    def _recorded(self, iteration: int) -> list[CandidateList]:
+        records = [record for part in list_parts(self._folder, iteration) for record in read_lists(part)]
+        return [with_references(record, self.references) for record in records]
+
+    def _enqueue_recorded(self) -> None:
+        """Queue again what is on disk of the first epoch and not consumed."""
+        if self.restored and self._epoch == 0 and self._opened >= self._iteration:
+            recorded = self._recorded(self._iteration)
+            self.place(recorded)
+            self._append(self.trainable(recorded))
+
+    def _append(self, lists: Sequence[CandidateList]) -> None:
+        """Lists of the first epoch, each once, whether it came from the conductor or from disk."""
+        taken = set(self._journal.used(self._iteration, 0)) | {item.prompt.id for item in self._queue}
+        self._queue.extend(item for item in lists if item.prompt.id not in taken)

@@ -1,0 +1,97 @@
+"""Trained policies on disk: where each lies, where its held-out result lies, and which are kept.
+
+The trainer writes both kinds of folder in the same form (`PublishedFolder`): the policy at an iteration's end, which
+becomes the next behaviour policy, and snapshots within an iteration, which are evaluated and dropped.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from actors.weights import published_version
+from larpo.best_policy import Point
+
+_NAME = re.compile(r"(\d+)(?:-step-(\d+))?")
+
+
+def policy_folder(run_dir: Path, iteration: int) -> Path:
+    """Where the behaviour policy of `iteration` (>= 1) lies: the weights published at the end of the one before."""
+    return run_dir / "checkpoints" / f"policy-{iteration:04d}"
+
+
+def weights_folder(run_dir: Path, point: Point) -> Path:
+    """Where the weights of a trained policy lie."""
+    if point.step:
+        return run_dir / "checkpoints" / f"snapshot-{_name(point)}"
+    return policy_folder(run_dir, point.iteration)
+
+
+def result_file(run_dir: Path, point: Point) -> Path:
+    """Where the held-out result of a policy lies."""
+    return run_dir / "evaluation" / f"iteration-{_name(point)}.json"
+
+
+def _name(point: Point) -> str:
+    return f"{point.iteration:04d}" + (f"-step-{point.step:08d}" if point.step else "")
+
+
+def _point(name: str) -> Point:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name} is not the name of a policy's folder or result")
+    return Point(int(found[1]), int(found[2] or 0))
+
+
+def snapshots(run_dir: Path) -> list[Point]:
+    """The snapshots that are on disk, in order of step; one that was cut off while it was written is none."""
+    found = (run_dir / "checkpoints").glob("snapshot-*[0-9]/manifest.json")
+    return sorted(_point(path.parent.name.removeprefix("snapshot-")) for path in found)
+
+
+def evaluated_points(run_dir: Path) -> list[Point]:
+    """The policies that have a result, in order."""
+    found = (run_dir / "evaluation").glob("iteration-*.json")
+    return sorted(_point(path.stem.removeprefix("iteration-")) for path in found)
+
+
+def is_written(run_dir: Path, point: Point) -> bool:
+    return (weights_folder(run_dir, point) / "manifest.json").exists()
+
+
+def highest_version(run_dir: Path) -> int:
+    """The highest weight version of the policies on disk; 0 when there are none."""
+    folders = [path for kind in ("policy", "snapshot") for path in (run_dir / "checkpoints").glob(f"{kind}-*[0-9]")]
+    versions = [0]
+    for folder in folders:
+        with suppress(FileNotFoundError):  # dropped meanwhile
+            versions.append(published_version(folder))
+    return max(versions)
+
+
+def roll_back(run_dir: Path, iteration: int, step: int) -> None:
+    """The run goes on from a checkpoint in `iteration`, after `step`: what lay behind it never was.
+
+    A snapshot comes after a checkpoint of its own step, so this finds nothing unless a checkpoint was damaged.
+    """
+    for point in snapshots(run_dir):
+        if point.step > step:
+            shutil.rmtree(weights_folder(run_dir, point), ignore_errors=True)
+    for point in evaluated_points(run_dir):
+        if point.step > step or point.iteration > iteration:
+            result_file(run_dir, point).unlink(missing_ok=True)
+
+
+def drop_policies(run_dir: Path, iteration: int, keep: int, best: Point | None) -> None:
+    """Drop what neither a resumed run nor its end needs, when the behaviour policy of `iteration` is written.
+
+    Kept are the policies of iterations that the newest `keep` checkpoints go on from (an iteration ends with one at
+    least), snapshots that wait for their evaluation, and the best policy so far.
+    """
+    evaluated = evaluated_points(run_dir)
+    old = [Point(number) for number in range(1, iteration + 1 - keep)]
+    for point in [*old, *(snapshot for snapshot in snapshots(run_dir) if snapshot in evaluated)]:
+        if point != best:
+            shutil.rmtree(weights_folder(run_dir, point), ignore_errors=True)

@@ -1,0 +1,100 @@
+"""What an evaluation of several models came to, as text tables and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from larpo.config import Sweep
+from larpo.evaluation import columns
+from larpo.sweep import Interval, cutoffs_of
+
+Rows = list[tuple[str, ...]]
+Results = Mapping[str, Any]  # results.json: see docs/evaluation.md
+
+
+def shown(interval: Sequence[float] | None, form: str = ".3f") -> str:
+    """`0.512 [0.430, 0.590]`, or a dash."""
+    if interval is None:
+        return "-"
+    mean, low, high = (format(number, form) for number in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def recall_rows(results: Results, sweep: Sweep) -> Rows:
+    """A header, then a row a model and temperature, in the form of the paper's Table 6: greedy, then Recall@N."""
+    cutoffs = cutoffs_of(sweep)
+    rows: Rows = [("model", "T", "reward", "greedy reward", "greedy correct", *(f"Recall@{n}" for n in cutoffs))]
+    for name, model in results["models"].items():
+        of_model: Mapping[str, Interval] = model["measures"]
+        for t in sweep.temperatures:
+            own = [shown(of_model[f"T={t:g}/reward"]), shown(of_model["greedy/reward"])]
+            own.append(shown(of_model["greedy/correct"]))
+            rows.append((name, f"{t:g}", *own, *(f"{of_model[f'T={t:g}/recall@{n}'][0]:.3f}" for n in cutoffs)))
+    return rows
+
+
+def difference_rows(results: Results, sweep: Sweep) -> Rows:
+    """A header, then the paired differences from the first model; the header alone when there is one model."""
+    top = cutoffs_of(sweep)[-1]
+    rows: Rows = [("difference", "T", "reward", "greedy reward", "greedy correct", f"Recall@{top}")]
+    first = next(iter(results["models"]))
+    for name, of_model in results["differences"].items():
+        for t in sweep.temperatures:
+            names = (f"T={t:g}/reward", "greedy/reward", "greedy/correct", f"T={t:g}/recall@{top}")
+            rows.append((f"{name} - {first}", f"{t:g}", *(shown(of_model[key], "+.3f") for key in names)))
+    return rows
+
+
+def picking_rows(results: Results, sweep: Sweep) -> Rows:
+    """A header, then a row a model, temperature and way to pick one of N samples."""
+    cutoffs = cutoffs_of(sweep)
+    rows: Rows = [("model", "T", "pick", *(f"N = {n}" for n in cutoffs))]
+    kinds = {"best_reward": "best reward of N", "reranked": "reranked best right", "majority": "majority vote right"}
+    for name, model in results["models"].items():
+        for t in sweep.temperatures:
+            for kind, label in kinds.items():
+                keys = [f"T={t:g}/{kind}@{n}" for n in cutoffs]
+                if all(key in model["measures"] for key in keys):
+                    rows.append((name, f"{t:g}", label, *(f"{model['measures'][key][0]:.3f}" for key in keys)))
+    return rows
+
+
+def win_rows(results: Results) -> Rows:
+    """A header, then each model's win rates against the first, in the form of the paper's Tables 3 and 4."""
+    rows: Rows = [("greedy response wins", "against", "length-controlled", "win rate")]
+    first = next(iter(results["models"]))
+    for name, rates in results["win_rates"].items():
+        rows.append((name, first, shown(rates["length_controlled"], ".1%"), shown(rates["raw"], ".1%")))
+    return rows
+
+
+def ranking_rows(results: Results) -> Rows:
+    """A header, then how well each model's scores rank the first model's responses."""
+    rows: Rows = [("model as a ranker", "score", "nDCG", "MRR", "Kendall tau")]
+    for name, kinds in results["ranking"].get("models", {}).items():
+        for kind, quality in kinds.items():
+            rows.append((name, kind.replace("_", " "), *(shown(quality[key]) for key in ("ndcg", "rr", "tau"))))
+    return rows
+
+
+def format_results(results: Results, sweep: Sweep) -> str:
+    """All tables as plain text."""
+    head = (
+        f"{results['prompts']} held-out prompts, {sweep.samples} samples each; correct from reward"
+        f" {sweep.acceptable:g}; 95% intervals over prompts in brackets."
+    )
+    tables = [
+        recall_rows(results, sweep),
+        difference_rows(results, sweep),
+        picking_rows(results, sweep),
+        win_rows(results),
+        ranking_rows(results),
+    ]
+    parts = [head, *("\n".join(_ruled(rows)) for rows in tables if len(rows) > 1)]
+    return "\n\n".join([*parts, *(f"Note: {note}." for note in results["notes"])])
+
+
+def _ruled(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = columns(rows)
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

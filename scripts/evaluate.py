@@ -1,0 +1,81 @@
+"""Evaluate models side by side on held-out prompts: `python -m scripts.evaluate RECIPE --model NAME=MODEL ...`.
+
+RECIPE names the held-out prompts, the reward and the resources; `evaluation.sweep` in it says what is sampled. With
+--run a run's own configuration does, and its base policy and aligned model come first. The same command again goes on
+where it was interrupted. Exit codes: 0 done, 1 failed, 2 it cannot be done as asked, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from larpo.errors import ConfigError, DataError, LarpoError
+
+
+def parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    result = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=description, epilog=rest)
+    result.add_argument("recipe", nargs="?", help="bundled recipe or path to a YAML file; none with --run")
+    result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of its knobs")
+    result.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="folder, hub id or bundled policy; repeatable",
+    )
+    result.add_argument("--run", type=Path, metavar="RUN_DIR", help="evaluate a run's base policy and aligned model")
+    result.add_argument(
+        "--outputs", action="store_true", help="write the greedy responses as AlpacaEval 2 and MixEval read them, too"
+    )
+    result.add_argument("--out", type=Path, metavar="DIR", help="where results go (evaluations/ and the recipe's name)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_intermixed_args(arguments)
+    try:
+        return _evaluate(options)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except LarpoError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from actors.evaluation_inputs import begin, chosen, prepare_evaluation
+    from actors.evaluation_results import finish
+    from actors.evaluator import run_evaluation
+    from actors.preparation import locked
+    from larpo.sweep_tables import format_results
+
+    recipe, overrides = options.recipe, options.overrides
+    if options.run is not None and recipe is not None and "=" in recipe:
+        recipe, overrides = None, [recipe, *overrides]
+    config, name, models = chosen(recipe, overrides, options.run, options.model)
+    evaluation = prepare_evaluation(config, models, options.out or Path("evaluations") / name)
+    begin(evaluation)
+    with locked(evaluation.folder):
+        run_evaluation(evaluation, _say)
+        results = finish(evaluation, outputs=options.outputs)
+    print(f"\n{format_results(results, config.evaluation.sweep)}\n\nresults  {evaluation.folder / 'results.json'}")
+    print(f"samples  {evaluation.folder / 'samples.parquet'}\nreport   {evaluation.folder / 'report.html'}")
+    print(*results["judges"], sep="\n")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Programs of others, in the place of which a script stands on the path."""
+
+import pytest
+
+from larpo import judges
+from larpo.config import Judges
+from larpo.judges import KEYS, run_alpaca_eval, run_lm_eval
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """`on_path(name, script)`: a program of that name; none other is found, and no key is set."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setattr(judges.sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+
+    def put(name, script):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return put
+
+
+def test_what_is_not_installed_is_said(on_path, tmp_path):
+    said = run_alpaca_eval(tmp_path / "outputs.json", tmp_path, Judges())
+    assert "not installed" in said
+    assert str(tmp_path / "outputs.json") in said
+    assert "not installed" in run_lm_eval(tmp_path, "bfloat16", tmp_path, Judges(lm_eval_tasks=("gsm8k",)))
+
+
+def test_without_a_key_no_judge_is_started(on_path, tmp_path):
+    on_path("alpaca_eval", f"touch {tmp_path}/started")
+    assert "OPENAI_API_KEY" in run_alpaca_eval(tmp_path / "outputs.json", tmp_path, Judges())
+    assert not (tmp_path / "started").exists()
+
+
+def test_win_rates_come_from_the_leaderboard_that_it_writes(on_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    on_path(
+        "alpaca_eval",
+        f'echo "$@" > {tmp_path}/called; mkdir -p "$5/judge"\n'
+        r'printf ",win_rate,length_controlled_winrate\ntuned,12.5,14.25\n" > "$5/judge/leaderboard.csv"',
+    )
+    out = tmp_path / "out"
+    said = run_alpaca_eval(tmp_path / "outputs.json", out, Judges(annotator="gpt4"))
+    called = (tmp_path / "called").read_text().split()
+    assert (
+        called
+        == f"evaluate --model_outputs {tmp_path}/outputs.json --output_path {out} --annotators_config gpt4".split()
+    )
+    assert "length_controlled_winrate 14.25, win_rate 12.5" in said
+    assert "secret-key" not in said
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            "echo first >&2; echo 'the hub cannot be reached' >&2; exit 3",
+            "exit code 3: first | the hub cannot be reached",
+        ),
+        ("exit 1", "exit code 1: it said nothing"),
+        ("exec sleep 30", "stopped after 0.2 s"),
+        ("exit 0", "gsm8k, ifeval done"),
+    ],
+)
+def test_how_a_program_ended_is_told(on_path, tmp_path, script, expected):
+    on_path("lm_eval", script)
+    asked = Judges(lm_eval_tasks=("gsm8k", "ifeval"), timeout_s=0.2 if "sleep" in script else 20.0)
+    assert expected in run_lm_eval(tmp_path / "model", "bfloat16", tmp_path, asked)
+
+
+def test_lm_eval_gets_the_model_and_the_tasks(on_path, tmp_path):
+    on_path("lm_eval", f'echo "$@" > {tmp_path}/called')
+    run_lm_eval(tmp_path / "model", "float32", tmp_path / "out", Judges(lm_eval_tasks=("gsm8k", "ifeval")))
+    called = (tmp_path / "called").read_text()
+    for words in (
+        f"--model_args pretrained={tmp_path}/model,dtype=float32",
+        "--tasks gsm8k,ifeval",
+        str(tmp_path / "out"),
+    ):
+        assert words in called
