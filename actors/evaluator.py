@@ -47,19 +47,24 @@ class Evaluator:
 
     async def answer_all(self) -> None:
         """Until every model has answered every prompt."""
-        await self.rewards.start()
+        try:
+            await self.rewards.start()
+            self._check_joint()
+            for model in self.evaluation.models:
+                there = self.evaluation.recorded(model)
+                self._check_reward(model, there.values())
+                todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
+                if todo:
+                    await _Answering(self, model, todo).run()
+        finally:
+            await self.rewards.stop()
+
+    def _check_joint(self) -> None:
         if self.rewards.joint and len(self.evaluation.models) > 1:
             raise ConfigError(
                 f"reward.kind = {self.config.reward.kind!r}: ranks the responses to a prompt together, so that its"
                 " rewards do not compare models; evaluate one model at a time, or choose another reward"
             )
-        for model in self.evaluation.models:
-            there = self.evaluation.recorded(model)
-            self._check_reward(model, there.values())
-            todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
-            if todo:
-                await _Answering(self, model, todo).run()
-        await self.rewards.stop()
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
         strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self.rewards.fingerprint}
