@@ -12,12 +12,12 @@ import torch
 
 from larpo.chat import plain_text
 from larpo.comparisons import design, fit
-from larpo.config import Ranker
 from larpo.conversations import Conversation
 from larpo.errors import DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
 from larpo.pairrm import ARCHITECTURE, load_pairrm, pairrm_row, token_ids
+from larpo.reward_config import Ranker
 from larpo.rewards import Request, Reward
 from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash

@@ -15,8 +15,9 @@ from actors.reward_preparation import prepare_reward_run
 from actors.reward_stage import train_on_ray
 from actors.reward_trainer import AFTER
 from larpo.classifier_reward import ClassifierReward
-from larpo.config import Classifier, Lora
+from larpo.config import Lora
 from larpo.errors import TrainingError
+from larpo.reward_config import Classifier
 from larpo.reward_data import reward_preferences
 from larpo.reward_model import load_trainable
 from larpo.reward_step import planned_batches
