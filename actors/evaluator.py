@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(self, evaluation: PreparedEvaluation, say: Say) -> None:
         self.evaluation, self.config, self.say = evaluation, evaluation.config, say
-        self.rewards = RewardPool(self.config, self.failed, evaluation.folder)
+        self.rewards = RewardPool(self.config, self.failed)
 
     def failed(self, name: str, reason: str) -> None:
         self.say(f"{name} ended and is replaced: {reason}")

@@ -37,9 +37,7 @@ async def rerank_all(evaluation: PreparedEvaluation, say: Callable[[str], None])
     if not todo:
         return
     own = config.model_copy(update={"reward": config.evaluation.sweep.reranker})
-    pool = RewardPool(
-        own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"), evaluation.folder
-    )
+    pool = RewardPool(own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"))
     try:
         await pool.start()
         for model in evaluation.models:

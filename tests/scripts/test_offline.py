@@ -13,6 +13,7 @@ import pytest
 import ray
 import yaml
 
+from larpo.errors import DataError
 from scripts import align, offline, sft
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,22 @@ def test_a_recipe_without_a_dataset_is_refused(capsys, monkeypatch):
 )
 def test_a_dataset_that_cannot_be_used_is_refused(refused, overrides, says):
     assert says in refused(offline.main, "dpo", *overrides)
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with(tiny_policy, tmp_path):
+    from actors.offline_preparation import prepare_offline
+    from actors.preparation import create_folder
+    from larpo.recipe import load_config
+
+    recipe = write_recipe(tmp_path, tiny_policy, "dpo")
+    folder = tmp_path / "runs" / "toy"
+    create_folder(prepare_offline(load_config(str(recipe)), folder, resumed=False))
+    kept = load_config(str(folder / "config.yaml"))  # with the number of lists, which the dataset gave
+    create_folder(prepare_offline(kept, folder, resumed=True))
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(data.read_text().replace('"chosen": "red"', '"chosen": "rose"'))
+    with pytest.raises(DataError, match="was begun with other answers than are there now"):
+        create_folder(prepare_offline(kept, folder, resumed=True))
 
 
 def test_a_dry_run_asks_for_a_trainer_and_nothing_else(tiny_policy, tmp_path, capsys, monkeypatch):
