@@ -20,8 +20,9 @@ from actors.stream import ListStream
 from actors.trainer import TrainSpec, train_loop
 from actors.training_desk import TrainingDesk
 from actors.weights import WeightStore
-from larpo.config import Config, Reward, Training
+from larpo.config import Config, Training
 from larpo.errors import ConfigError, TrainingError
+from larpo.reward_config import Reward
 from larpo.reward_training_config import RewardFit, RewardTraining
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}

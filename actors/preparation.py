@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from larpo.chat import encode_prompt, stop_token_ids
-from larpo.config import Config, Run, Section
+from larpo.config import Config, Run
 from larpo.errors import ConfigError, DataError
+from larpo.knobs import Section
 from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts

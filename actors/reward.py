@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.vllm_reward import make_vllm_reward
-from larpo.config import Reward as RewardSection
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Maker, Request, Reward, make_reward_model
 
 MAKERS: dict[str, Maker] = {"vllm": make_vllm_reward}

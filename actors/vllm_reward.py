@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import EngineOptions, PoolingEngine
-from larpo.config import Pooling
-from larpo.config import Reward as RewardSection
 from larpo.conversations import encode_conversation
 from larpo.errors import RewardError
 from larpo.model_folder import fingerprint
+from larpo.reward_config import Pooling
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Request, Reward, finite
 from larpo.types import Prompt, stable_hash
 

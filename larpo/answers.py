@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 
-from larpo.config import Reward
+from larpo.reward_config import Reward
 from larpo.verifiers import last_boxed, last_number
 
 Answer = Callable[[str], str | None]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from larpo.attention import plain_attention
-from larpo.config import Classifier, Pooling
 from larpo.conversations import encode_conversation, longest_conversation
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
 from larpo.recipe import bundled_recipes
+from larpo.reward_config import Classifier, Pooling
 from larpo.rewards import Request, Reward, finite
 from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash

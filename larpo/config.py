@@ -6,44 +6,15 @@ constraint before anything starts. Nothing here imports torch, ray or vllm.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Temperature = Annotated[float, Field(gt=0, le=5)]
-Cores = Annotated[str, Field(pattern=r"^(auto|nobind|[0-9][0-9,|-]*)$")]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+from larpo.knobs import Cores, Decay, Fraction, Positive, Resources, Seconds, Section, Seed, Temperature
+from larpo.reward_config import Reward
+
 Negatives = Literal["sampled", "related", "random"]
 BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
-RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "vllm", "http", "weighted"]
-Resources = dict[str, Annotated[float, Field(ge=0)]]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, values are checked strictly, a resolved configuration does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_numbers_are_floats_too(cls, data: Any) -> Any:
-        """YAML writes `1` for 1.0 and lists for tuples: strict models take both here and nothing looser."""
-        if not isinstance(data, dict):
-            return data
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 class Run(Section):
@@ -131,92 +102,6 @@ class Sampling(Section):
     max_new_tokens: Positive = 512  # length limit of a response
     stop: tuple[str, ...] = ()  # extra stop strings
     cut_off: Literal["as_is", "last", "drop"] = "as_is"  # rank of a response cut at the limit
-
-
-class Classifier(Section):
-    """A reward model with a head of one output (`kind: sequence_classification`)."""
-
-    model: str | None = None  # Hugging Face hub id or local folder
-    revision: str | None = None  # hub revision
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of its weights
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
-    batch_tokens: Positive = 16384  # tokens of one batch, padding included
-    max_tokens: Positive = 4096  # a longer conversation gets failed_reward (reported), never a cut
-    trust_remote_code: bool = False  # run Python code that the model folder carries
-
-
-class Ranker(Section):
-    """A model that compares two responses (`kind: pairwise`): PairRM, or a classifier of one output."""
-
-    model: str | None = None  # Hugging Face hub id or local folder, such as llm-blender/PairRM-hf
-    revision: str | None = None  # hub revision
-    template: str = "{prompt}\n\nA: {first}\n\nB: {second}"  # what a classifier reads (PairRM has its own form)
-    comparisons: Annotated[int, Field(ge=2)] | None = None  # others that each response meets; all when not given
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU that the reward actor has, else its CPU
-    batch_tokens: Positive = 16384  # tokens of one batch, padding included
-    max_tokens: Annotated[int, Field(ge=16)] = 2048  # of a comparison; longer prompts and responses are cut to fit
-    trust_remote_code: bool = False  # run Python code that the model folder carries
-
-
-class Pooling(Section):
-    """A model with a head of one output that vLLM serves in the reward actor (`kind: vllm`)."""
-
-    model: str | None = None  # Hugging Face hub id or local folder
-    revision: str | None = None  # hub revision
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of its weights
-    tensor_parallel_size: Positive = 1  # GPUs its engine spans
-    max_model_len: Positive = 4096  # a longer conversation gets failed_reward (reported), never a cut
-    max_num_seqs: Positive = 128  # conversations scored at a time
-    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory its engine takes
-    cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
-    cpu_cores: Cores = "auto"  # cores an engine on CPU binds to; auto takes those of the samplers' engines too
-    enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
-    trust_remote_code: bool = False  # run Python code that the model folder carries
-
-
-class Endpoint(Section):
-    """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
-
-    addresses: tuple[str, ...] = ()  # such as http://127.0.0.1:8100; taken by turns, a failing one is passed over
-    timeout_s: Seconds = 60.0  # one request, whatever trickles in
-    retries: Annotated[int, Field(ge=0, le=20)] = 3  # further attempts at a request
-    backoff_s: Seconds = 0.5  # wait before the first of them, doubled for each further one
-    reply_mib: Positive = 16  # longest reply
-
-
-class Reward(Section):
-    kind: RewardKind = "verifier"  # what ranks
-    name: str = "reasoning_gym"  # verifier: reasoning_gym, gsm8k, math, ifeval or module:function; callable: the latter
-    timeout_s: Seconds = 5.0  # limit a response (verifier) or a list (callable); exceeding it costs its rewards
-    failed_reward: float = 0.0  # reward of a response that could not be scored or got NaN (reported)
-    cache: bool = True  # keep rewards in the run folder, so that the same response is not scored twice
-    replicas: Positive = 1  # reward actors
-    resources: Resources = {}  # Ray resources of a reward actor, such as {"GPU": 1}
-    classifier: Classifier = Classifier()
-    ranker: Ranker = Ranker()
-    pooling: Pooling = Pooling()
-    endpoint: Endpoint = Endpoint()
-    parts: tuple[Reward, ...] = ()  # weighted: the rewards that are added up, each a section like this one
-    weight: float = 1.0  # of a part
-    word_weight: float = 0.0  # weighted: added for each word of a response; below 0, shorter is better
-
-    def sections(self) -> tuple[Reward, ...]:
-        """This section, or those that a weighted one adds up, and theirs."""
-        return tuple(s for part in self.parts for s in part.sections()) if self.kind == "weighted" else (self,)
-
-    @property
-    def source(self) -> str:
-        """What gives the rewards, in a word."""
-        return {
-            "verifier": self.name,
-            "callable": self.name,
-            "sequence_classification": str(self.classifier.model),
-            "pairwise": str(self.ranker.model),
-            "vllm": str(self.pooling.model),
-            "http": ", ".join(self.endpoint.addresses),
-            "weighted": " + ".join(f"{part.weight:g} {part.kind} {part.source}" for part in self.parts),
-        }[self.kind]
 
 
 class Selection(Section):

@@ -20,8 +20,8 @@ from typing import Any
 from requests import Response, Session
 from urllib3.exceptions import HTTPError
 
-from larpo.config import Endpoint
 from larpo.errors import RewardError
+from larpo.reward_config import Endpoint
 from larpo.rewards import Request, Reward, finite
 from larpo.types import Message, Prompt
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from larpo.config import Section
+from larpo.knobs import Section
 
 
 def problems_of(error: ValidationError, root: type[Section]) -> list[str]:

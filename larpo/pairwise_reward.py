@@ -12,12 +12,12 @@ import torch
 
 from larpo.chat import plain_text
 from larpo.comparisons import design, fit
-from larpo.config import Ranker
 from larpo.conversations import Conversation
 from larpo.errors import DataError
 from larpo.hub import find_model
 from larpo.model_folder import fingerprint
 from larpo.pairrm import ARCHITECTURE, load_pairrm, pairrm_row, token_ids
+from larpo.reward_config import Ranker
 from larpo.rewards import Request, Reward
 from larpo.row_batches import pick_device, score_rows
 from larpo.types import Prompt, stable_hash
@@ -125,7 +125,9 @@ def _cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 
 def is_pairrm(config: Any) -> bool:
-    return config.model_type == "deberta-v2" and ARCHITECTURE in (config.architectures or [])
+    """By its architecture's name or, in a config without one, by the ids of its tokens."""
+    named = ARCHITECTURE in (config.architectures or []) or hasattr(config, "cand1_prefix_id")
+    return config.model_type == "deberta-v2" and named
 
 
 def _classifier(folder: Path, section: Ranker, shared: dict[str, Any]) -> Any:

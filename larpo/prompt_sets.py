@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from larpo.config import Prompts, nearest
+from larpo.config import Prompts
 from larpo.errors import ConfigError, DataError
+from larpo.knobs import nearest
 from larpo.types import Message, Prompt, stable_hash
 
 BUNDLED_SETS = ("reasoning_gym", "ifeval", "alpaca_eval")

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from larpo.config import Config, Section
+from larpo.config import Config
 from larpo.config_checks import check_config, problem_list
 from larpo.errors import ConfigError
 from larpo.knob_errors import hint, problems_of
+from larpo.knobs import Section
 from larpo.yaml_text import read_yaml, write_yaml
 
 __all__ = ["arms", "bundled_recipes", "changed_knobs", "check_config", "config_to_yaml", "load_config", "recipe_name"]

@@ -7,20 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from larpo.config import (
-    Checkpoints,
-    Lora,
-    Optimizer,
-    Positive,
-    Preferences,
-    Resources,
-    Run,
-    Section,
-    Telemetry,
-    Timeouts,
-)
+from larpo.config import Checkpoints, Lora, Optimizer, Positive, Preferences, Resources, Run, Telemetry, Timeouts
 from larpo.config_checks import problem_list, run_problems
 from larpo.errors import ConfigError
+from larpo.knobs import Section
 from larpo.preference_checks import CONSTRUCTED, source_problems
 from larpo.recipe import read_config
 

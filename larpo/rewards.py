@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from larpo.config import Reward as RewardSection
 from larpo.errors import ConfigError
+from larpo.reward_config import Reward as RewardSection
 from larpo.types import Prompt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from larpo.config import Reward as RewardSection
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Maker, Request, Reward, finite, make_reward_model
 from larpo.types import Prompt, stable_hash
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, evaluate, experiment, lists, offline, sft
+from scripts import align, compare, evaluate, experiment, lists, offline, sft, train_reward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,6 +37,7 @@ def test_the_map_names_nothing_that_is_gone():
         ("compare", compare.parser, 1),
         ("evaluate", evaluate.parser, 2),
         ("experiment", experiment.parser, 1),
+        ("train_reward", train_reward.parser, 1),
     ],
 )
 def test_every_command_parses(script, parse, least):

@@ -7,8 +7,9 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.reward import RewardActor
-from larpo.config import Classifier, Config, Endpoint
-from larpo.config import Reward as RewardSection
+from larpo.config import Config
+from larpo.reward_config import Classifier, Endpoint
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward
 from larpo.types import Message, Prompt
 

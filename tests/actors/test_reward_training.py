@@ -15,8 +15,10 @@ from actors.reward_preparation import prepare_reward_run
 from actors.reward_stage import train_on_ray
 from actors.reward_trainer import AFTER
 from larpo.classifier_reward import ClassifierReward
-from larpo.config import Classifier, Lora
+from larpo.config import Lora
 from larpo.errors import TrainingError
+from larpo.reward_config import Classifier
+from larpo.reward_data import reward_preferences
 from larpo.reward_model import load_trainable
 from larpo.reward_step import planned_batches
 from larpo.reward_training_config import RewardTraining
@@ -101,6 +103,17 @@ def distance(folder, start, expected) -> float:
     return apart / moved
 
 
+def assert_scores_as_measured(run):
+    """The written folder gives the held-out answers the rewards that the trained module gave them in its ranks."""
+    measured = json.loads((run.folder / "evaluation" / f"{AFTER}.json").read_text())
+    reward = ClassifierReward(Classifier(model=str(run.folder / "model"), dtype="float32"))
+    heldout = reward_preferences(run.config).heldout
+    assert measured.keys() == {item.prompt.id for item in heldout}
+    for item in heldout:
+        scored = [found.value for found in reward.score(item.prompt, item.responses)]
+        assert measured[item.prompt.id][: len(scored)] == pytest.approx(scored, abs=1e-4)
+
+
 def test_a_language_model_becomes_a_reward_model(local_ray, run_of, tmp_path):
     """Two workers take plain AdamW's steps, and the folder scores as the trained module did."""
     run = run_of(tmp_path / "run", training={"epochs": 2, "workers": 2})
@@ -108,15 +121,7 @@ def test_a_language_model_becomes_a_reward_model(local_ray, run_of, tmp_path):
     assert distance(run.folder, *plain_weights(run)) < 1e-3
     assert results.metrics["heldout/pair_accuracy_after"] == 1.0
 
-    measured = json.loads((run.folder / "evaluation" / f"{AFTER}.json").read_text())
-    reward = ClassifierReward(Classifier(model=str(run.folder / "model"), dtype="float32"))
-    scored = {
-        item.prompt_id: [score for each in item.conversations for score in reward._scores([each])]
-        for item in run.sets.heldout
-    }
-    for name, rewards in measured.items():
-        assert rewards == pytest.approx(scored[name], abs=1e-4)
-
+    assert_scores_as_measured(run)
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["event"] == "step"]
     assert [step["train/lists"] for step in steps] == [4, 4, 2, 4, 4, 2]
@@ -164,11 +169,7 @@ def test_adapters_are_merged_into_the_folder(local_ray, run_of, tmp_path):
     base = run.config.base.model_copy(update={"lora": Lora(rank=4, alpha=8)})
     run = replace(run, config=run.config.model_copy(update={"base": base}))
     train_on_ray(run)
-    measured = json.loads((run.folder / "evaluation" / f"{AFTER}.json").read_text())
-    reward = ClassifierReward(Classifier(model=str(run.folder / "model"), dtype="float32"))
-    for item in run.sets.heldout:
-        scored = [score for each in item.conversations for score in reward._scores([each])]
-        assert measured[item.prompt_id] == pytest.approx(scored, abs=1e-4)
+    assert_scores_as_measured(run)
     names = load_file(run.folder / "model" / "model.safetensors").keys()
     assert not [name for name in names if "lora" in name]
 

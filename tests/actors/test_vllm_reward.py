@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from actors.placement import kill, place_reward
-from larpo.config import Config, Pooling
-from larpo.config import Reward as RewardSection
+from larpo.config import Config
 from larpo.errors import ConfigError, RewardError
+from larpo.reward_config import Pooling
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import check_reward, make_reward_model
 from larpo.types import Message, Prompt
 

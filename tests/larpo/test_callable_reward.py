@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from larpo.callable_reward import CallableReward
-from larpo.config import Reward as RewardSection
 from larpo.errors import ConfigError
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward, check_reward, make_reward_model
 from larpo.types import Message, Prompt
 

@@ -13,9 +13,9 @@ from transformers import (
 
 from larpo.chat import plain_text
 from larpo.classifier_reward import ClassifierReward, classifier_folder
-from larpo.config import Classifier
-from larpo.config import Reward as RewardSection
 from larpo.errors import DataError
+from larpo.reward_config import Classifier
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import check_reward, make_reward_model
 from larpo.types import Message, Prompt
 

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from larpo.config import Endpoint
-from larpo.config import Reward as RewardSection
 from larpo.errors import RewardError
 from larpo.http_reward import HttpReward, decode_requests
+from larpo.reward_config import Endpoint
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward, make_reward_model
 from larpo.types import Message, Prompt
 

@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from larpo.config import Ranker
-from larpo.config import Reward as RewardSection
 from larpo.errors import DataError
 from larpo.pairwise_reward import PairwiseReward, template_row
+from larpo.reward_config import Ranker
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import check_reward, make_reward_model
 from larpo.types import Message, Prompt
 

@@ -1,15 +1,18 @@
 """Any base becomes a classifier of one output that the reward actor loads."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from larpo.classifier_reward import ClassifierReward
-from larpo.config import Classifier
-from larpo.conversations import padded_batch
-from larpo.errors import DataError
-from larpo.reward_model import find_base, load_trainable, write_untrained
+from larpo.config import Lora
+from larpo.conversations import encode_conversation, padded_batch
+from larpo.errors import ConfigError, DataError
+from larpo.reward_config import Classifier
+from larpo.reward_model import check_adapters, find_base, load_trainable, write_untrained
 from larpo.reward_training_config import Base
 from larpo.types import Message, Prompt
 
@@ -39,8 +42,6 @@ def test_the_reward_actor_scores_the_folder_as_the_module_does(tiny_policy, tmp_
     _, model = untrained(tiny_policy, tmp_path / "model")
     reward = ClassifierReward(Classifier(model=str(tmp_path / "model"), dtype="float32"))
     texts = ["Four.", "It is four, of course.", ""]
-    from larpo.conversations import encode_conversation
-
     conversations = [encode_conversation(reward._tokenizer, PROMPT, text) for text in texts]
     inputs = padded_batch(conversations, pad=model.config.pad_token_id, types=False)
     found = [item.value for item in reward.score(PROMPT, texts)]
@@ -48,8 +49,6 @@ def test_the_reward_actor_scores_the_folder_as_the_module_does(tiny_policy, tmp_
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(tiny_policy, tmp_path):
-    import shutil
-
     base = shutil.copytree(tiny_policy, tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = None
@@ -79,8 +78,18 @@ def test_minilm_trains_its_head_and_pooler_alone(tmp_path):
     _, model = untrained("minilm", tmp_path / "minilm", trained="head")
     free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert free == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
-    assert model.train()
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     reward = ClassifierReward(Classifier(model=str(tmp_path / "minilm")))
     long = reward.score(PROMPT, ["word " * 600])[0]
     assert "over the limit of 512 (what the model reaches)" in long.failure
+
+
+def test_adapters_leave_the_head_to_be_trained_in_full(tiny_policy, tmp_path):
+    _, model = untrained(tiny_policy, tmp_path / "model", lora=Lora(rank=2))
+    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "score.weight" in free
+    assert {name.partition("lora_")[1] for name in free - {"score.weight"}} == {"lora_"}
+    too_high = Base(model=str(tiny_policy), lora=Lora(rank=500))
+    with pytest.raises(ConfigError, match=r"base\.lora\.rank = 500"):
+        check_adapters(tiny_policy, too_high)
+    check_adapters(tiny_policy, Base(model=str(tiny_policy), lora=Lora(rank=2)))

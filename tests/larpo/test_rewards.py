@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from larpo.config import Reward as RewardSection
 from larpo.errors import ConfigError, DataError, RewardError
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward, make_reward_model
 from larpo.types import Message, Prompt
 from larpo.verifier_reward import VerifierReward, verifier_fingerprint

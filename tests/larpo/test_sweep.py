@@ -5,8 +5,9 @@ import re
 import pytest
 
 from larpo.answers import answer_reader
-from larpo.config import Config, Reward
+from larpo.config import Config
 from larpo.errors import DataError
+from larpo.reward_config import Reward
 from larpo.sweep import ModelAnswers, cutoffs_of, differences, intervals, measures
 from larpo.sweep_page import sweep_page
 from larpo.sweep_tables import format_results

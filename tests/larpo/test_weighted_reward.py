@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from larpo.config import Reward as RewardSection
+from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward, check_reward, make_reward_model
 from larpo.types import Message, Prompt
 

@@ -1,0 +1,121 @@
+"""Constraints between the knobs of what ranks; see `larpo.config_checks`."""
+
+from __future__ import annotations
+
+import re
+
+from larpo.config import Config, Prompts
+from larpo.errors import ConfigError
+from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
+from larpo.reward_config import Ranker, Reward
+from larpo.user_function import is_function_name
+from larpo.verifiers import check_verifier_name
+
+
+def reward_problems(config: Config) -> list[str]:
+    limit, endpoint = config.timeouts.reward_s, config.reward.endpoint
+    attempts = (endpoint.retries + 1) * endpoint.timeout_s + endpoint.backoff_s * (2**endpoint.retries - 1)
+    if config.reward.kind == "http" and attempts > limit:
+        return [
+            f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
+            "retries and backoff_s; raise the one, or lower those"
+        ]
+    reranker = config.evaluation.sweep.reranker
+    problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
+    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward), *problems]
+
+
+def _reward_gpus(reward: Reward) -> list[str]:
+    """The GPUs of the reward actor, which all engines within it share."""
+    gpus = reward.resources.get("GPU", 0)
+    spans = [section.pooling.tensor_parallel_size for section in reward.sections() if section.kind == "vllm"]
+    if max(spans, default=1) == 1 or gpus >= max(spans):
+        return []
+    return [
+        f"reward.pooling.tensor_parallel_size = {max(spans)}: must be at most the GPUs of a reward actor, and "
+        f"reward.resources asks for {gpus:g}; set reward.resources={{GPU: {max(spans)}}}"
+    ]
+
+
+def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
+    """Problems of a reward section, or of a part of one; `where` is its place in the recipe."""
+    if reward.kind == "weighted":
+        if not reward.parts:
+            return [f"{where}.parts = []: weighted needs one part or more, such as {{kind: verifier, weight: 0.5}}"]
+        return [
+            problem
+            for number, part in enumerate(reward.parts)
+            for problem in _reward_section(part, prompts, f"{where}.parts[{number}]")
+        ]
+    if reward.parts or reward.word_weight:
+        return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
+    if reward.kind == "verifier":
+        return _verifier(reward, prompts, where)
+    if reward.kind == "callable":
+        if is_function_name(reward.name):
+            return []
+        return [f"{where}.name = {reward.name!r}: callable needs your own function; set {where}.name=module:function"]
+    if reward.kind == "sequence_classification":
+        if reward.classifier.model is not None:
+            return []
+        return [f"{where}.classifier.model is not given: sequence_classification needs a hub id or a folder; set it"]
+    if reward.kind == "vllm":
+        if reward.pooling.model is not None:
+            return []
+        return [f"{where}.pooling.model is not given: vllm needs a hub id or a folder; set it"]
+    if reward.kind == "pairwise":
+        return _ranker(reward.ranker, prompts, where)
+    problems = [
+        f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
+        "password (a token goes into LARPO_REWARD_TOKEN)"
+        for address in reward.endpoint.addresses
+        if not re.fullmatch(r"https?://[^\s@]+", address)
+    ]
+    if not reward.endpoint.addresses:
+        problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
+    return problems
+
+
+def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:
+    problems = []
+    if ranker.model is None:
+        problems.append(f"{where}.ranker.model is not given: pairwise needs a hub id or a folder; set it")
+    lacking = [place for place in ("{prompt}", "{first}", "{second}") if place not in ranker.template]
+    if lacking:
+        problems.append(f"{where}.ranker.template = {ranker.template!r}: lacks {', '.join(lacking)}; add them")
+    if where == "reward" and prompts.heldout_count:
+        problems.append(
+            f"prompts.heldout_count = {prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every list, "
+            "so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
+            "evaluation.each_iteration=false, and compare the models afterwards"
+        )
+    return problems
+
+
+def _verifier(reward: Reward, prompts: Prompts, where: str) -> list[str]:
+    name = reward.name
+    try:
+        check_verifier_name(name)
+    except ConfigError as error:
+        return [f"{where}.name = {name!r}: {error}"]
+    if name == "reasoning_gym" and prompts.source != "reasoning_gym":
+        return [
+            f"{where}.name = 'reasoning_gym': scores generated tasks only, but prompts.source is {prompts.source!r}; "
+            f"set prompts.source=reasoning_gym, or another {where}.name"
+        ]
+    has_answers = prompts.source in set(BUNDLED_SETS) - set(HELDOUT_ONLY) or prompts.columns.answer_key is not None
+    needed = {"ifeval": "constraints", "gsm8k": "answers", "math": "answers"}.get(name)
+    if needed is not None and not has_answers:
+        return [
+            f"{where}.name = {name!r}: needs {needed}, but prompts.source is {prompts.source!r} without "
+            "prompts.columns.answer_key; name the column that holds them, or another source"
+        ]
+    if name == "ifeval" and prompts.source == "reasoning_gym":
+        return [
+            f"{where}.name = 'ifeval': needs constraints, which generated tasks have not; set prompts.source=ifeval"
+        ]
+    if needed == "answers" and prompts.source == "ifeval":
+        return [
+            f"{where}.name = {name!r}: needs answers, which prompts.source = 'ifeval' has not; set {where}.name=ifeval"
+        ]
+    return []
