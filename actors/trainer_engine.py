@@ -178,9 +178,10 @@ class TrainerEngine:
         """This rank's lists, packed with their reference, and the policy's log-probabilities [M] of each; no step."""
         self.model.eval()
         packed, _ = self._packed(lists, reference_name)
-        found = [(item, list_log_probs(self._score, item.rows).cpu()) for item in packed]
         passes = sum(len(item.rows) for item in packed)
-        for _ in range(self.maximum([passes])[0] - passes):
+        empty_passes = self.maximum([passes])[0] - passes  # agreed on before the first: under ZeRO-3 each is collective
+        found = [(item, list_log_probs(self._score, item.rows).cpu()) for item in packed]
+        for _ in range(empty_passes):
             list_log_probs(self._score, (empty_row(),))
         return found
 
