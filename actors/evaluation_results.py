@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.evaluation_inputs import PreparedEvaluation
 from actors.reranking import reranked
-from actors.scoring import comparable, ranked_lists, read_scores
+from actors.scoring import Scores, comparable, ranked_lists, read_scores
 from larpo.answers import answer_reader
 from larpo.judges import run_alpaca_eval, run_lm_eval
 from larpo.model_outputs import is_judged_set, write_outputs
@@ -19,6 +19,7 @@ from larpo.ranking_quality import Floats, ranking_quality
 from larpo.recipe import config_to_yaml
 from larpo.sweep import ModelAnswers, differences, intervals, measures, rewards_of
 from larpo.sweep_page import sweep_page, sweep_plots
+from larpo.types import CandidateList
 from larpo.win_rate import win_rates
 
 RESULTS_FILE = "results.json"
@@ -31,7 +32,7 @@ def finish(evaluation: PreparedEvaluation, *, outputs: bool = False) -> dict[str
     answers = answers_of(evaluation)
     results = summarize_evaluation(evaluation, answers)
     write_samples(evaluation, answers)
-    write_results(evaluation, results)
+    write_results(evaluation, results)  # before judges, who may take hours
     results["judges"] = judged(evaluation, answers, wanted=outputs)
     write_results(evaluation, results)
     write_page(evaluation, results, answers)
@@ -90,26 +91,15 @@ def _characters(answers: ModelAnswers) -> list[int]:
 
 
 def _ranking(evaluation: PreparedEvaluation, drawn: dict[str, int]) -> tuple[dict[str, Any], list[str]]:
-    """Ranking quality of each model's log-probabilities, and of gamma with the first model as the reference."""
+    """Ranking quality of each model's scores, and notes on those that have none."""
     lists, models = ranked_lists(evaluation), comparable(evaluation)
-    strange = sorted({model.name for model in evaluation.models} - {model.name for model in models})
     first = evaluation.models[0].name
+    strange = sorted({model.name for model in evaluation.models} - {model.name for model in models})
     notes = [f"{name} has another vocabulary than {first}: no ranking of its responses" for name in strange]
     if not lists:
         return {}, notes
-    rewards = [[float(c.reward or 0.0) for c in item.candidates] for item in lists]
     scores = {model.name: read_scores(evaluation.scores_of(model)) for model in models}
-    log_pi = {name: [[of[c.id] for c in item.candidates] for item in lists] for name, of in scores.items()}
-    beta = evaluation.config.objective.beta
-    gamma = {
-        name: [beta * (np.array(row) - np.array(base)) for row, base in zip(rows, log_pi[first], strict=True)]
-        for name, rows in log_pi.items()
-        if name != first
-    }
-    quality: dict[str, dict[str, dict[str, Floats]]] = {}
-    for kind, of_kind in (("log_pi", log_pi), ("gamma", gamma)):
-        for name, rows in of_kind.items():
-            quality.setdefault(name, {})[kind] = ranking_quality(list(zip(rows, rewards, strict=True)))
+    quality = _quality(lists, scores, first, evaluation.config.objective.beta)
     return {
         "lists": len(lists),
         "candidates": sum(len(item.candidates) for item in lists),
@@ -118,9 +108,26 @@ def _ranking(evaluation: PreparedEvaluation, drawn: dict[str, int]) -> tuple[dic
             for name, kinds in quality.items()
         },
         "differences": {
-            name: differences(quality[first]["log_pi"], quality[name]["log_pi"], **drawn) for name in gamma
+            name: differences(quality[first]["log_pi"], kinds["log_pi"], **drawn)
+            for name, kinds in quality.items()
+            if name != first
         },
     }, notes
+
+
+def _quality(
+    lists: Sequence[CandidateList], scores: Mapping[str, Scores], first: str, beta: float
+) -> dict[str, dict[str, dict[str, Floats]]]:
+    """By model and score: log pi, and gamma = beta * (log pi - log pi of the first model), which it has not itself."""
+    rewards = [[float(c.reward or 0.0) for c in item.candidates] for item in lists]
+    log_pi = {name: [np.array([of[c.id] for c in item.candidates]) for item in lists] for name, of in scores.items()}
+    found: dict[str, dict[str, dict[str, Floats]]] = {}
+    for name, rows in log_pi.items():
+        found[name] = {"log_pi": ranking_quality(list(zip(rows, rewards, strict=True)))}
+        if name != first:
+            gamma = [beta * (row - base) for row, base in zip(rows, log_pi[first], strict=True)]
+            found[name]["gamma"] = ranking_quality(list(zip(gamma, rewards, strict=True)))
+    return found
 
 
 def write_results(evaluation: PreparedEvaluation, results: dict[str, Any]) -> None:

@@ -40,26 +40,31 @@ class Evaluator:
 
     def __init__(self, evaluation: PreparedEvaluation, say: Say) -> None:
         self.evaluation, self.config, self.say = evaluation, evaluation.config, say
-        self.rewards = RewardPool(self.config, self.failed, evaluation.folder)
+        self.rewards = RewardPool(self.config, self.failed)
 
     def failed(self, name: str, reason: str) -> None:
         self.say(f"{name} ended and is replaced: {reason}")
 
     async def answer_all(self) -> None:
         """Until every model has answered every prompt."""
-        await self.rewards.start()
+        try:
+            await self.rewards.start()
+            self._check_joint()
+            for model in self.evaluation.models:
+                there = self.evaluation.recorded(model)
+                self._check_reward(model, there.values())
+                todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
+                if todo:
+                    await _Answering(self, model, todo).run()
+        finally:
+            await self.rewards.stop()
+
+    def _check_joint(self) -> None:
         if self.rewards.joint and len(self.evaluation.models) > 1:
             raise ConfigError(
                 f"reward.kind = {self.config.reward.kind!r}: ranks the responses to a prompt together, so that its"
                 " rewards do not compare models; evaluate one model at a time, or choose another reward"
             )
-        for model in self.evaluation.models:
-            there = self.evaluation.recorded(model)
-            self._check_reward(model, there.values())
-            todo = [prompt for prompt in self.evaluation.prompts if prompt.id not in there]
-            if todo:
-                await _Answering(self, model, todo).run()
-        await self.rewards.stop()
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
         strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self.rewards.fingerprint}

@@ -52,11 +52,17 @@ class HeldoutLists:
         chosen, _ = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
         return item if chosen is None else chosen
 
-    def evaluate(self, engine: Any, iteration: int, reference_name: str) -> None:
-        """Judge the engine's policy, unless that is done; every rank calls it."""
+    def forget_after(self, iteration: int) -> None:
+        """Remove the results of later policies: a run that goes on from before them makes others."""
+        later = result_file(self._run_dir, iteration + 1)
+        if self._rank == 0:
+            later.unlink(missing_ok=True)  # a run on a dataset has one iteration
+
+    def evaluate(self, engine: Any, iteration: int, reference_name: str) -> bool:
+        """Judge the engine's policy, unless that is done; every rank calls it. Returns whether there was work."""
         file = result_file(self._run_dir, iteration)
         if not self._lists or engine.maximum([int(file.exists())])[0]:
-            return
+            return False
         numbers = torch.zeros(len(self._lists), _COLUMNS, dtype=torch.float64, device=engine.device)
         mine = range(self._rank, len(self._lists), self._ranks)
         share = tuple(self._lists[number] for number in mine)
@@ -68,6 +74,7 @@ class HeldoutLists:
         if self._rank == 0:
             _write(self._result(numbers.tolist(), iteration), file)
         engine.barrier()
+        return True
 
     def _judge(self, item: PackedList, log_probs_M: Tensor, divergence: Tensor | None) -> Sequence[float]:
         loss, weight = float(list_loss(self._objective, item, divergence, log_probs_M)), 1.0

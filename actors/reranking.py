@@ -37,19 +37,19 @@ async def rerank_all(evaluation: PreparedEvaluation, say: Callable[[str], None])
     if not todo:
         return
     own = config.model_copy(update={"reward": config.evaluation.sweep.reranker})
-    pool = RewardPool(
-        own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"), evaluation.folder
-    )
-    await pool.start()
-    for model in evaluation.models:
-        lists, file = todo.get(model.name, []), evaluation.reranks_of(model)
-        if lists:
-            say(f"{model.name}: reranking the responses to {len(lists)} prompts")
-        rewards, batch = read_scores(file), config.stream.lists_per_part
-        for start in range(0, len(lists), batch):
-            part = lists[start : start + batch]
-            found = await pool.rank([(item.prompt, [c.text for c in item.candidates]) for item in part])
-            for item, values in zip(part, found, strict=True):
-                rewards |= {c.id: reward.value for c, reward in zip(item.candidates, values, strict=True)}
-            write_scores(file, rewards)
-    await pool.stop()
+    pool = RewardPool(own, lambda name, reason: say(f"the reranker {name} ended and is replaced: {reason}"))
+    try:
+        await pool.start()
+        for model in evaluation.models:
+            lists, file = todo.get(model.name, []), evaluation.reranks_of(model)
+            if lists:
+                say(f"{model.name}: reranking the responses to {len(lists)} prompts")
+            rewards, batch = read_scores(file), config.stream.lists_per_part
+            for start in range(0, len(lists), batch):
+                part = lists[start : start + batch]
+                found = await pool.rank([(item.prompt, [c.text for c in item.candidates]) for item in part])
+                for item, values in zip(part, found, strict=True):
+                    rewards |= {c.id: reward.value for c, reward in zip(item.candidates, values, strict=True)}
+                write_scores(file, rewards)
+    finally:
+        await pool.stop()

@@ -69,6 +69,7 @@ class Rank:
         self._load_reference()
         self._span("start", started)
         self._heldout = HeldoutLists(spec.config, Path(spec.run_dir), self._rank, self._ranks)
+        self._heldout.forget_after(self._journal.iteration)
         if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
             self._judge()
 
@@ -181,8 +182,8 @@ class Rank:
     def _judge(self) -> None:
         """What the published policy makes of held-out lists, where the run has any."""
         started = time.time()
-        self._heldout.evaluate(self._engine, self._journal.iteration, self._reference_name)
-        self._span("evaluate", started)
+        if self._heldout.evaluate(self._engine, self._journal.iteration, self._reference_name):
+            self._span("evaluate", started)
 
     def _publish(self, folder: Path) -> None:
         """Hand a written policy to the store, unless it has that version already."""

@@ -47,11 +47,12 @@ def encode_answer(
     turns = (*with_system(prompt.messages, system), Message("assistant", answer))
     text = _templated(tokenizer, turns, prompt.id, answered=True)
     ids = _rendered_ids(tokenizer, text)
-    if end not in ids[len(prompt_ids) :]:  # the template writes no end: the answer is the last of its text
-        ids = [*_rendered_ids(tokenizer, text[: text.rfind(answer.strip()) + len(answer.strip())]), end]
-    last = len(ids) - ids[::-1].index(end)
-    if tuple(ids[: len(prompt_ids)]) == tuple(prompt_ids) and last > len(prompt_ids):
-        return tuple(ids[len(prompt_ids) : last]), True
+    before, said, _ = text.rpartition(answer.strip())
+    if end not in ids[len(prompt_ids) :] and said:  # the template writes no end: the answer is the last of its text
+        ids = [*_rendered_ids(tokenizer, before + said), end]
+    rest = ids[len(prompt_ids) :]
+    if tuple(ids[: len(prompt_ids)]) == tuple(prompt_ids) and end in rest:
+        return tuple(rest[: len(rest) - rest[::-1].index(end)]), True
     return (*tokenizer(answer, add_special_tokens=False)["input_ids"], end), False
 
 

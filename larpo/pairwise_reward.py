@@ -125,7 +125,9 @@ def _cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 
 def is_pairrm(config: Any) -> bool:
-    return config.model_type == "deberta-v2" and ARCHITECTURE in (config.architectures or [])
+    """By its architecture's name or, in a config without one, by the ids of its tokens."""
+    named = ARCHITECTURE in (config.architectures or []) or hasattr(config, "cand1_prefix_id")
+    return config.model_type == "deberta-v2" and named
 
 
 def _classifier(folder: Path, section: Ranker, shared: dict[str, Any]) -> Any:

@@ -28,6 +28,12 @@ def preference_problems(config: Config) -> list[str]:
             "objective.reference = 'iteration': a run on a dataset has one iteration, which begins with the initial "
             "policy; leave the knob out"
         )
+    problems += [
+        f"evaluation.{knob} = {value!r}: is decided by sampled answers, and a run on a dataset samples none; leave the "
+        "knob out: held-out lists are judged before and after"
+        for knob in ("every_steps", "best_metric", "patience")
+        if (value := getattr(config.evaluation, knob)) is not None
+    ]
     return problems
 
 

@@ -17,7 +17,7 @@ from larpo.lists import remove_duplicates, signal_lost
 from larpo.types import CandidateList
 
 Floats = NDArray[np.float64]
-RankedList = tuple[Sequence[float], Sequence[float]]  # scores and rewards of a list's candidates
+RankedList = tuple[Sequence[float] | Floats, Sequence[float]]  # scores and rewards of a list's candidates
 
 
 def ranking_quality(lists: Sequence[RankedList]) -> dict[str, Floats]:
@@ -77,5 +77,5 @@ def dense_ranks(rewards: Sequence[float]) -> list[int]:
     return [rank[reward] for reward in rewards]
 
 
-def _order(scores: Sequence[float], gains: Sequence[int]) -> list[int]:
+def _order(scores: Sequence[float] | Floats, gains: Sequence[int]) -> list[int]:
     return sorted(range(len(scores)), key=lambda index: (-scores[index], gains[index]))

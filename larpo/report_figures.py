@@ -56,8 +56,10 @@ def is_snapshot(record: Record) -> bool:
 
 
 def steps_behind(log: RunLog, iterations: int) -> int:
-    """Optimizer steps of the first so many iterations."""
-    return max((record["step"] for record in log.steps if record["iteration"] < iterations), default=0)
+    """Optimizer steps of the first so many iterations: up to the first step after them, since a kill loses records."""
+    after = [record["step"] - 1 for record in log.steps if record["iteration"] >= iterations]
+    before = [r["step"] for r in (*log.steps, *filter(is_snapshot, log.evaluations)) if r["iteration"] < iterations]
+    return 0 if iterations == 0 else min(after, default=max(before, default=0))
 
 
 def evaluated_by_step(log: RunLog) -> list[tuple[int, Record]]:

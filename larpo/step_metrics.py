@@ -60,10 +60,17 @@ def step_metrics(
         "train/rows": sums["rows"],
         "train/loss": share("loss", "lists" if per == "list" else "response_tokens"),
         "train/entropy": share("entropy", "response_tokens"),
-        "train/score_gap": share("score_gap", "lists"),
-        "train/ranking_accuracy": share("right_pairs", "ordered_pairs"),
+        **(_ranking(sums) if sums["ordered_pairs"] else {}),
         **({"train/kl_to_reference": sums["kl"] / sums["kl_tokens"]} if sums["kl_tokens"] else {}),
         **(_freshness(sums, stalest, on_policy) if sums["fresh_tokens"] else {}),
+    }
+
+
+def _ranking(sums: Mapping[str, float]) -> dict[str, float]:
+    """Of lists with candidates of different rewards; lists of one response have none."""
+    return {
+        "train/score_gap": sums["score_gap"] / sums["lists"],
+        "train/ranking_accuracy": sums["right_pairs"] / sums["ordered_pairs"],
     }
 
 

@@ -44,10 +44,15 @@ def make_parser(command: Command) -> argparse.ArgumentParser:
 
 
 def run_command(command: Command, arguments: Sequence[str] | None) -> int:
-    """Exit codes: 0 done, 1 the run failed, 2 the recipe or its inputs cannot be used, 130 interrupted."""
+    """Parse the arguments and do what they ask; returns the exit code."""
     options = make_parser(command).parse_intermixed_args(arguments)
+    return exit_code(lambda: _run(command, options))
+
+
+def exit_code(work: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Exit codes: 0 done, 1 it failed, 2 the recipe or its inputs cannot be used, 130 interrupted."""
     try:
-        return _run(command, options)
+        return work()
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,7 +60,7 @@ def run_command(command: Command, arguments: Sequence[str] | None) -> int:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
 
 

@@ -8,12 +8,11 @@ where it was interrupted. Exit codes: 0 done, 1 failed, 2 it cannot be done as a
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from larpo.errors import ConfigError, DataError, LarpoError
+from scripts.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,17 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        return _evaluate(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except LarpoError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _evaluate(options), "interrupted; the same command goes on from here")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -76,7 +76,7 @@ def test_ray_remote_calls_stand_together():
     assert calls == {"actors/placement.py"}
 
 
-@pytest.mark.parametrize("module", ["larpo.config", "larpo.recipe", "scripts.align"])
+@pytest.mark.parametrize("module", ["larpo.config", "larpo.recipe", "scripts.align", "scripts.sft"])
 def test_a_mistake_in_a_recipe_shows_before_anything_heavy_is_imported(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'ray', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

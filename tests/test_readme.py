@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, evaluate, experiment, lists, train_reward
+from scripts import align, compare, evaluate, experiment, lists, offline, sft, train_reward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +31,8 @@ def test_the_map_names_nothing_that_is_gone():
     ("script", "parse", "least"),
     [
         ("align", align.parser, 3),
+        ("sft", sft.parser, 1),
+        ("offline", offline.parser, 1),
         ("lists", lists.parser, 2),
         ("compare", compare.parser, 1),
         ("evaluate", evaluate.parser, 2),

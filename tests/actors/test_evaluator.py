@@ -32,7 +32,9 @@ class House:
         self.tasks, self.scored, self.killed, self.dies_after = [], [], [], None
         self.fingerprint, self.joint, self.sign = "f", False, 1.0
         monkeypatch.setattr(
-            placement, "place_reward", lambda section: self._actor(describe=self._describe, rank=self._rank)
+            placement,
+            "place_reward",
+            lambda section: self._actor(describe=self._describe, rank=self._rank, close=self._zero),
         )
         monkeypatch.setattr(placement, "place_sampler", lambda config, options, store: self._sampler(options.model))
         monkeypatch.setattr(
@@ -58,6 +60,7 @@ class House:
     async def _sample(self, task):
         await asyncio.sleep(0)
         if self.dies_after is not None and len(self.tasks) >= self.dies_after:
+            await asyncio.sleep(0.3)  # what was sampled is ranked meanwhile
             raise RuntimeError("the engine is gone")
         self.tasks.append(task.key)
         temperatures = [t for t, count in task.counts for _ in range(count)]
@@ -175,7 +178,7 @@ def test_another_reward_model_reranks(house, prepared):
     evaluation = prepared("base", acceptable=0.3, reranker=reranker)
     answer(evaluation)
     assert not is_done(evaluation)
-    house.sign = -1.0
+    house.sign, house.fingerprint = -1.0, "another"
     asyncio.run(rerank_all(evaluation, lambda text: None))
     asyncio.run(score_all(evaluation, lambda text: None))
     assert is_done(evaluation)

@@ -1,13 +1,16 @@
 """Answers of a dataset through Ray Train and DeepSpeed, against transformers' own loss and its own forward passes."""
 
 import json
+import math
 
 import pytest
 import torch
 
-from actors.given_evaluation import heldout_folder, result_file
+from actors.given_evaluation import HeldoutLists, heldout_folder, result_file
+from larpo.attention import attention_implementation
 from larpo.list_evaluation import ListResult, pair_accuracy
-from larpo.log_probs import plain_log_probs
+from larpo.list_step import PackedList, list_log_probs, rows_of, stored_reference
+from larpo.log_probs import packed_log_probs, plain_log_probs
 from larpo.policy import load_policy
 from larpo.records import write_part
 
@@ -92,7 +95,7 @@ def heldout_loss(policy, lists) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 0), (2, 3)])
-def test_held_out_lists_are_judged_as_a_forward_pass_of_each_would(
+def test_held_out_lists_are_judged_before_and_after_training(
     train, trainer_config, given, tiny_policy, tmp_path, ranks, stage
 ):
     lists = [given(number, (5, 3, 4)) for number in range(4)]
@@ -100,22 +103,29 @@ def test_held_out_lists_are_judged_as_a_forward_pass_of_each_would(
     write_part(heldout_folder(tmp_path), heldout, 0, 0)
     config = trainer_config(training={"workers": ranks, "zero_stage": stage, "lists_per_step": 4, "row_tokens": 16})
     trained = train(config, tmp_path, [[lists]])
-
-    reference = load_policy(tiny_policy, dtype="float32", attn_implementation="eager")
-    policy = load_policy(tiny_policy, dtype="float32", attn_implementation="eager")
-    policy.load_state_dict(trained.policy(1), strict=False)
     base, after = (ListResult.from_json(result_file(tmp_path, n).read_text()) for n in (0, 1))
     assert base.score_accuracy_P == (0.5, 0.5, 0.5)  # the policy is the reference: every score is zero
+    policy, reference = models(tiny_policy)
+    policy.load_state_dict(trained.policy(1), strict=False)
+    check_judged(after, heldout, policy, reference)
+
+
+def models(folder):
+    """Twice the same."""
+    return [load_policy(folder, dtype="float32", attn_implementation="eager") for _ in range(2)]
+
+
+def check_judged(result, heldout, policy, reference) -> None:
+    """Lambdarank's loss at beta = 1, and accuracies, from a forward pass of each sequence."""
     for number, item in enumerate(heldout):
         now, then = log_probs(policy, item), log_probs(reference, item)
         rewards = [candidate.reward for candidate in item.candidates]
         scores = [a - b for a, b in zip(now, then, strict=True)]
-        assert base.log_prob_accuracy_P[number] == pair_accuracy(then, rewards)
-        assert after.log_prob_accuracy_P[number] == pair_accuracy(now, rewards)
-        assert after.score_accuracy_P[number] == pair_accuracy(scores, rewards)
+        assert result.log_prob_accuracy_P[number] == pair_accuracy(now, rewards)
+        assert result.score_accuracy_P[number] == pair_accuracy(scores, rewards)
         pairs = [(scores[i], scores[j]) for i in range(3) for j in range(i + 1, 3)]
-        expected = sum(float(torch.nn.functional.softplus(torch.tensor(low - high))) for high, low in pairs)
-        assert after.losses_P[number] == pytest.approx(expected, rel=1e-2, abs=1e-3)
+        expected = sum(math.log1p(math.exp(low - high)) for high, low in pairs)
+        assert result.losses_P[number] == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
 def log_probs(model, item) -> list[float]:
@@ -123,16 +133,74 @@ def log_probs(model, item) -> list[float]:
         return [float(plain_log_probs(model, item.prompt_token_ids, c.token_ids).sum()) for c in item.candidates]
 
 
+class PlainEngine:
+    """What a rank's engine can do, without DeepSpeed: one rank that scores packed rows."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, policy, reference):
+        self.policy, self.reference, self.stored = policy, reference, []
+
+    def maximum(self, numbers):
+        return numbers
+
+    def divergence(self, lists):
+        return None
+
+    def barrier(self):
+        pass
+
+    def log_probs(self, lists, name):
+        return [self._one(item, name) for item in lists]
+
+    def _one(self, item, name):
+        rows = rows_of(item, 16)
+        self.stored.append(stored_reference(item.candidates, name) is not None)
+        sums = [list_log_probs(lambda row, m=m: packed_log_probs(m, row), rows) for m in (self.policy, self.reference)]
+        rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
+        return PackedList(item, rows, rewards_M, sums[1]), sums[0]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_held_out_lists_are_judged_as_a_forward_pass_of_each_sequence(
+    one_process, trainer_config, given, tiny_policy, tmp_path
+):
+    heldout = [given(20 + number, (4, 2, 6)) for number in range(3)]
+    write_part(heldout_folder(tmp_path), heldout, 0, 0)
+    policy, reference = models(tiny_policy)
+    packed, packed_reference = (
+        load_policy(tiny_policy, dtype="float32", attn_implementation=attention_implementation(policy.config, "cpu"))
+        for _ in range(2)
+    )
+    lists, engine = HeldoutLists(trainer_config(), tmp_path, 0, 1), PlainEngine(packed, packed_reference)
+    assert lists.evaluate(engine, 0, "tiny")
+    base = ListResult.from_json(result_file(tmp_path, 0).read_text())
+    assert (base.label, base.score_accuracy_P) == ("base policy", (0.5, 0.5, 0.5))
+    assert base.losses_P == pytest.approx((3 * math.log(2),) * 3)
+    for model in (policy, packed):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    assert lists.evaluate(engine, 1, "tiny")
+    check_judged(ListResult.from_json(result_file(tmp_path, 1).read_text()), heldout, policy, reference)
+    assert engine.stored == [False] * 3 + [True] * 3  # the reference is computed once
+
+
 def test_a_result_that_is_there_is_not_made_again(tmp_path, trainer_config, given):
-    from actors.given_evaluation import HeldoutLists
-
-    class Engine:
-        def maximum(self, numbers):
-            return numbers
-
     write_part(heldout_folder(tmp_path), [given(0, (3, 2))], 0, 0)
     file = result_file(tmp_path, 0)
     file.parent.mkdir()
     file.write_text(json.dumps({}))
-    HeldoutLists(trainer_config(), tmp_path, 0, 1).evaluate(Engine(), 0, "tiny")
+    lists = HeldoutLists(trainer_config(), tmp_path, 0, 1)
+    assert not lists.evaluate(PlainEngine(None, None), 0, "tiny")
     assert file.read_text() == "{}"
+    result_file(tmp_path, 1).write_text("{}")  # of a policy that is rolled back
+    lists.forget_after(0)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

@@ -39,7 +39,7 @@ class House:
         self.cast = SimpleNamespace(
             run=run,
             samplers=SimpleNamespace(sample=self._sample),
-            rewards=SimpleNamespace(rank=self._rank),
+            rewards=SimpleNamespace(rank=self._rank, take_hits=lambda: 0),
             lend=self._lend,
         )
         self.run, self.sampled, self.ranked = run, 0, 0

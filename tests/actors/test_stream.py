@@ -345,3 +345,21 @@ def test_a_run_that_ends_early_lets_every_rank_end_after_the_same_step(tmp_path)
     assert isinstance(first, StepWork)
     assert sorted(ids(first) + ids(other)) == ["p0", "p1", "p2", "p3"]
     assert ends == [RunEnd(1), RunEnd(1)]
+
+
+@pytest.mark.parametrize(("objective", "taken"), [("sft", [1, 1, 1]), ("lambdarank", [2])])
+def test_the_objective_says_whether_one_response_is_enough(tmp_path, objective, taken):
+    """Fine-tuning takes lists of one, and the best of lists of two; what compares drops the former."""
+
+    async def go():
+        stream = ListStream(make_config(objective={"name": objective}), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, 0, (1.0,)), make_list(0, 1, (1.0,)), make_list(0, 2, (0.0, 1.0))])
+        await stream.close_iteration(0)
+        return await take(stream, 0), await stream.status()
+
+    work, status = asyncio.run(go())
+    assert [len(item.candidates) for item in work.lists] == taken
+    assert all(item.candidates[0].reward == 1.0 for item in work.lists)
+    assert status.dropped == ({} if objective == "sft" else {"fewer than two distinct candidates": 2})

@@ -83,6 +83,21 @@ def test_a_template_that_writes_past_turns_otherwise_is_told(tokenizer, encoder)
     assert "not as the chat template renders" in text
 
 
+def test_a_template_without_an_end_or_with_another_text(tokenizer):
+    """The end is put behind the answer where the template has none; a text that is not in it is encoded by itself."""
+    prompt, end = Prompt("p", (Message("user", "q"),)), tokenizer.eos_token_id
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    ids = encode_prompt(tokenizer, prompt)
+    answer, same = encode_answer(tokenizer, prompt, ids, "yes", end)
+    assert (tokenizer.decode([*ids, *answer]), same) == ("[user]q\n[assistant]yes<|im_end|>", True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | upper")
+    answer, same = encode_answer(tokenizer, prompt, encode_prompt(tokenizer, prompt), "yes", end)
+    assert (tokenizer.decode(answer), same) == ("yes<|im_end|>", False)
+
+
 def test_what_does_not_fit_or_holds_special_tokens_is_left_out_and_counted(encoder):
     rows = [*preferences(), preference(3, "q", "x" * 200, "y"), preference(4, "q", "a<|im_end|>b", "c")]
     lists, notes = encoder.encode(rows)
@@ -150,7 +165,7 @@ def test_fine_tuning_has_the_loss_and_gradient_of_transformers(encoder, load):
         passes=pass_counts(packed),
         backward=backward,
     )
-    assert sum(losses) == pytest.approx(float(expected), rel=1e-5)
+    assert sum(losses) == pytest.approx(float(expected.detach()), rel=1e-5)
     for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
 
@@ -178,7 +193,7 @@ def test_pairs_have_the_loss_of_trls_dpo_trainer(tokenizer, load, tmp_path):
         processing_class=tokenizer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    theirs = float(trainer.compute_loss(trainer.model, batch))
+    theirs = float(trainer.compute_loss(trainer.model, batch).detach())
 
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -292,5 +292,7 @@ def test_alpaca_eval_is_for_evaluation_only(tmp_path):
     with pytest.raises(DataError, match="has 805 prompts"):
         load_prompts(Prompts(source="alpaca_eval", heldout_count=806))
     sources = ["prompts.source=alpaca_eval", "prompts.tasks={}", "reward.kind=http"]
+    with pytest.raises(ConfigError, match="'gsm8k': needs answers"):
+        load_config("quickstart", [*sources[:2], "reward.name=gsm8k"])
     with pytest.raises(ConfigError, match="for evaluation only"):
         new_run("quickstart", [*sources, "reward.endpoint.addresses=['http://127.0.0.1:1']"])

@@ -143,6 +143,7 @@ def test_a_grid_of_another_shape_is_refused(recipe_file, grid):
     [
         (["training.iterations=2"], "training.iterations = 2: a run on a dataset has one iteration"),
         (["objective.reference=iteration"], "objective.reference = 'iteration': a run on a dataset"),
+        (["evaluation.every_steps=5"], "evaluation.every_steps = 5: is decided by sampled answers"),
         (["lists.negatives=random"], "lists.negatives = 'random': a dataset brings its own losers"),
         (["preferences.tasks={}"], "preferences.tasks = {}: reasoning_gym needs one task or more"),
         (["preferences.train_count="], "preferences.train_count is not given"),

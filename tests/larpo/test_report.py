@@ -22,6 +22,7 @@ from larpo.report_figures import (
     evaluated,
     evaluated_by_step,
     reward_figure,
+    steps_behind,
     training_reward,
     with_position,
 )
@@ -312,6 +313,12 @@ def test_evaluations_of_snapshots_lie_at_their_step_and_ends_at_the_last_of_thei
     assert [(x, record["label"]) for x, record in evaluated(log.evaluations)] == [(0, "base"), (1, "1")]
     assert "Reward by step" in reward_figure(log)
     assert "Reward by iteration" in reward_figure(make_run_log([*steps, points[0], points[3]]))
+
+
+def test_steps_whose_records_a_kill_lost_still_count() -> None:
+    steps = [{"time": 1, "event": "step", "step": s, "iteration": s // 9} for s in (1, 2, 3, 10, 11)]
+    log = make_run_log([*steps, evaluation("step 12", 1, 12)])
+    assert [steps_behind(log, iterations) for iterations in (0, 1, 2)] == [0, 9, 12]
 
 
 def test_an_evaluation_of_a_step_that_was_taken_back_does_not_count() -> None:

@@ -82,7 +82,7 @@ def test_the_gap_has_another_name_once_the_policy_has_moved(outcome):
 
 def test_equal_rewards_are_no_pair(outcome, make_list):
     metrics = metrics_of([outcome(source=make_list(0, (2, 1), rewards=(1.0, 1.0)))])
-    assert metrics["train/ranking_accuracy"] == 0.0
+    assert "train/ranking_accuracy" not in metrics
 
 
 def test_a_step_without_lists_has_zeros():
@@ -115,3 +115,11 @@ def test_lists_of_a_dataset_say_nothing_of_samplers(outcome, make_list):
     silent = {"train/log_prob_gap", "train/policy_gap", "train/staleness_mean", "train/kl_to_reference"}
     assert not silent & set(metrics)
     assert metrics["train/ranking_accuracy"] == 1.0
+
+
+def test_lists_of_one_response_say_nothing_of_ranking(make_list):
+    item = make_list(0, (2,))
+    numbers = {"log_probs_M": torch.tensor([-1.0]), "reference_M": None, "scores_M": torch.tensor([-1.0])}
+    tokens = {"token_log_probs_N": torch.tensor([-0.4, -0.6]), "token_entropies_N": torch.tensor([1.0, 2.0])}
+    metrics = metrics_of([ListOutcome(source=item, rows=1, loss=1.0, **numbers, **tokens)])
+    assert not {"train/ranking_accuracy", "train/score_gap"} & set(metrics)

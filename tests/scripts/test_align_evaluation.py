@@ -1,5 +1,6 @@
 """Evaluation within a run, the best policy kept and the early end, as a user starts them, on a tiny policy."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from actors.checkpoints import newest_checkpoint
 from actors.policies import evaluated_points, snapshots, weights_folder
 from larpo.best_policy import BASE, Point
 from larpo.evaluation import HeldoutResult, summary
@@ -98,10 +100,11 @@ def toy(tmp_path, tiny_policy) -> Toy:
 
 def due(toy: Toy) -> set[Point]:
     """What has to be evaluated: the ends of the iterations, and every third step that is none of them."""
-    steps = {record["step"]: record["iteration"] for record in toy.records("step")}
-    ends = {max((s for s, i in steps.items() if i <= iteration), default=0) for iteration in range(3)}
-    inner = {Point(iteration, s) for s, iteration in steps.items() if s % 3 == 0 and s not in ends}
-    return inner | {Point(n) for n in range(4)}
+    _, state, _ = newest_checkpoint(toy.run_dir / "checkpoints")
+    lengths = [-(-len(state.journal.used(iteration, 0)) // 4) for iteration in range(3)]  # in steps of 4 lists
+    ends = list(itertools.accumulate(lengths))
+    steps = [step for step in range(3, ends[-1], 3) if step not in ends]
+    return {Point(sum(end < step for end in ends), step) for step in steps} | {Point(n) for n in range(4)}
 
 
 def exported(run_dir: Path) -> dict:

@@ -13,6 +13,7 @@ import pytest
 import ray
 import yaml
 
+from larpo.errors import DataError
 from scripts import align, offline, sft
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +21,9 @@ WORDS = ("red", "blue", "green", "black", "white")
 
 
 def rows() -> list[dict]:
-    """Pairs whose chosen answer ends with the word of the question, and whose rejected answer with another."""
-    texts = [(f"Number {n} is {WORDS[n % 5]}. Say it.", WORDS[n % 5], WORDS[(n + 1) % 5]) for n in range(40)]
-    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in texts]
+    """Pairs that differ in their form, which a policy learns in a few steps and finds again in other questions."""
+    words = [(n, WORDS[n % 5]) for n in range(40)]
+    return [{"prompt": f"What is {n}?", "chosen": f"yes {word}", "rejected": f"NO {word}"} for n, word in words]
 
 
 def write_recipe(folder: Path, policy: Path, objective: str, **training) -> Path:
@@ -87,6 +88,7 @@ def test_a_whole_run(tiny_policy, tmp_path, script, objective):
     assert f"{last['given/loss_after']:.4f}" in done.stdout
     if objective == "dpo":
         assert last["given/score_accuracy_before"] == 0.5
+        assert last["given/score_accuracy_after"] == 1.0
         assert last["given/loss_before"] == pytest.approx(0.6931, abs=1e-3)
     assert not {name for record in records(run) for name in record if name.startswith(("sampler/", "heldout/"))}
     assert {record["actor"] for record in records(run) if record["event"] == "span"} == {"trainer-0"}
@@ -177,6 +179,22 @@ def test_a_recipe_without_a_dataset_is_refused(capsys, monkeypatch):
 )
 def test_a_dataset_that_cannot_be_used_is_refused(refused, overrides, says):
     assert says in refused(offline.main, "dpo", *overrides)
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with(tiny_policy, tmp_path):
+    from actors.offline_preparation import prepare_offline
+    from actors.preparation import create_folder
+    from larpo.recipe import load_config
+
+    recipe = write_recipe(tmp_path, tiny_policy, "dpo")
+    folder = tmp_path / "runs" / "toy"
+    create_folder(prepare_offline(load_config(str(recipe)), folder, resumed=False))
+    kept = load_config(str(folder / "config.yaml"))  # with the number of lists, which the dataset gave
+    create_folder(prepare_offline(kept, folder, resumed=True))
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(data.read_text().replace("yes red", "yes rose"))
+    with pytest.raises(DataError, match="was begun with other answers than are there now"):
+        create_folder(prepare_offline(kept, folder, resumed=True))
 
 
 def test_a_dry_run_asks_for_a_trainer_and_nothing_else(tiny_policy, tmp_path, capsys, monkeypatch):
