@@ -138,7 +138,7 @@ def test_stages_and_workers_take_the_same_steps(local_ray, run_of, tmp_path, wid
     two = run_of(tmp_path / "two", base=wider_policy, training={"zero_stage": stage, "workers": 2, "batch_tokens": 90})
     for run in (one, two):
         train_on_ray(run)
-        assert distance(run.folder, *plain_weights(run)) < 1e-3
+        assert distance(run.folder, *plain_weights(run)) < 5e-3  # gradients of norm 100 and more magnify rounding
 
 
 @pytest.mark.slow
