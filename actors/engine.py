@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,10 +153,28 @@ class PoolingEngine:
         self._llm.collective_rpc("larpo_die_with", args=(os.getpid(),))
 
     def scores(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
-        """The head's first output for each sequence. Raises what vLLM raises; an engine that died does so for ever."""
+        """The head's first output for each sequence. Raises what vLLM raises; an engine that died does so for ever.
+
+        vLLM's own call would wait for ever where the engine's process dies under it: it runs beside a look at that.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
-        outputs = self._llm.encode(prompts, pooling_task="classify", use_tqdm=False) if prompts else []
-        return [float(output.outputs.data[0]) for output in outputs]
+        if not prompts:
+            return []
+        found: Future[list[float]] = Future()
+        threading.Thread(target=self._encode, args=(prompts, found), name="vllm-encode", daemon=True).start()
+        while not wait([found], timeout=1.0).done:
+            if self._llm.llm_engine.engine_core.resources.engine_dead:
+                raise EngineDeadError
+        return found.result()
+
+    def _encode(self, prompts: Sequence[Any], found: Future[list[float]]) -> None:
+        try:
+            outputs = self._llm.encode(prompts, pooling_task="classify", use_tqdm=False)
+            found.set_result([float(output.outputs.data[0]) for output in outputs])
+        except BaseException as error:
+            found.set_exception(error)
 
     def shutdown(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()

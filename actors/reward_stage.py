@@ -139,7 +139,7 @@ class Watch:
         left = (now - begun) / max(1, step - first) * (steps - step)
         self._telemetry.say(
             f"[{clock_text(self._telemetry.seconds())}] step {step}/{steps}  loss {metrics['train/loss']:.4f}  "
-            f"pairs right {metrics['train/pair_accuracy']:.1%}  {metrics['train/tokens_per_second']:.0f} tokens/s  "
+            f"pairs right {metrics['pairs/train_accuracy']:.1%}  {metrics['train/tokens_per_second']:.0f} tokens/s  "
             f"left {clock_text(left)}"
         )
 

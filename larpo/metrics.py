@@ -52,8 +52,6 @@ _TRAIN = _gauges(
     ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
     ("memory_gib", "GiB", "peak memory of a trainer rank"),
-    ("pair_accuracy", "share", "reward model: ordered pairs whose better answer has the higher reward"),
-    ("reward_gap", "reward", "reward model: reward of the better minus the worse answer, mean over pairs"),
 )
 _TRAIN_COUNTS = _counters(
     "train",
@@ -135,19 +133,7 @@ _HELDOUT_NOUNS = (
     ("response_tokens", "tokens", "length of a sampled response, mean"),
     ("cut_off_share", "share", "sampled responses cut at the length limit"),
 )
-_PAIR_NOUNS = (
-    ("pair_accuracy", "share", "held-out pairs whose better answer has the higher reward"),
-    ("pair_accuracy_low", "share", "lower end of its 95% bootstrap interval over prompts"),
-    ("pair_accuracy_high", "share", "upper end of its 95% bootstrap interval over prompts"),
-    ("calibration_error", "share", "expected calibration error of sigmoid(r_i - r_j) on held-out pairs"),
-    ("brier", "share", "Brier score of sigmoid(r_i - r_j) on held-out pairs"),
-    ("prompt_copy_wins", "share", "held-out lists in which a copy of the prompt beats the best answer"),
-    ("repeated_sentence_wins", "share", "held-out lists in which one sentence repeated beats the best answer"),
-)
 _HELDOUT = (
-    *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; untrained") for noun, unit, text in _PAIR_NOUNS)),
-    *_gauges("heldout", *((f"{noun}_after", unit, f"{text}; trained") for noun, unit, text in _PAIR_NOUNS)),
-    *_gauges("heldout", ("pairs", "pairs", "held-out pairs measured")),
     *_gauges("heldout", *_HELDOUT_NOUNS),
     *_gauges("heldout", ("reward_stderr", "reward", "standard error of the reward over prompts")),
     *_gauges("heldout", *((f"{noun}_before", unit, f"{text}; base") for noun, unit, text in _HELDOUT_NOUNS)),
@@ -160,6 +146,25 @@ _HELDOUT = (
         ("prompts", "prompts", "held-out prompts evaluated"),
         ("samples", "samples", "sampled responses a held-out prompt"),
     ),
+)
+
+_PAIR_NOUNS = (
+    ("accuracy", "share", "held-out pairs whose better answer has the higher reward"),
+    ("accuracy_low", "share", "lower end of its 95% bootstrap interval over prompts"),
+    ("accuracy_high", "share", "upper end of its 95% bootstrap interval over prompts"),
+    ("calibration_error", "share", "expected calibration error of sigmoid(r_i - r_j) on held-out pairs"),
+    ("brier", "share", "Brier score of sigmoid(r_i - r_j) on held-out pairs"),
+    ("prompt_copy_wins", "share", "held-out lists in which a copy of the prompt beats the best answer"),
+    ("repeated_sentence_wins", "share", "held-out lists in which one sentence repeated beats the best answer"),
+)
+_PAIRS = _gauges(
+    "pairs",
+    ("train_accuracy", "share", "a reward model's step: ordered pairs whose better answer has the higher reward"),
+    ("train_reward_gap", "reward", "a reward model's step: reward of the better minus the worse answer, mean"),
+    ("heldout", "pairs", "held-out pairs measured"),
+    ("prompts", "prompts", "held-out prompts of those pairs"),
+    *((f"{noun}_before", unit, f"{text}; untrained") for noun, unit, text in _PAIR_NOUNS),
+    *((f"{noun}_after", unit, f"{text}; trained") for noun, unit, text in _PAIR_NOUNS),
 )
 
 _GIVEN_NOUNS = (
@@ -193,6 +198,7 @@ METRICS: Mapping[str, Metric] = {
         *_RUN,
         *_HELDOUT,
         *_GIVEN,
+        *_PAIRS,
     )
 }
 

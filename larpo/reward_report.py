@@ -52,13 +52,13 @@ def calibration_plot(before: HeldoutPairs, after: HeldoutPairs) -> str:
 def _table(log: RunLog) -> str:
     if log.done is None:
         return missing("The run has not ended: there are no held-out numbers yet.")
-    header, *rows = results_table({k: float(v) for k, v in log.done.items() if k.startswith("heldout/")})
+    header, *rows = results_table({k: float(v) for k, v in log.done.items() if k.startswith("pairs/")})
     return table(header, rows, text_columns=(0,), kind="headline")
 
 
 def _training(log: RunLog) -> list[str]:
     """Loss and accuracy over steps."""
     steps, loss = series(log.steps, "train/loss", "step")
-    _, accuracy = series(log.steps, "train/pair_accuracy", "step")
+    _, accuracy = series(log.steps, "pairs/train_accuracy", "step")
     panels = [Panel("loss (nats)", [Line("loss", steps, loss)]), Panel("pairs right", [Line("pairs", steps, accuracy)])]
     return [figure("Loss and pairs", line_plot(panels, "step"), "Of each step's lists, before its update.")]

@@ -35,14 +35,15 @@ def attack_share(lists: Sequence[LabelledList], rewards: Rewards, attack: str) -
 def heldout_metrics(
     lists: Sequence[LabelledList], before: Rewards, after: Rewards, *, resamples: int, seed: int
 ) -> dict[str, float]:
-    """The `heldout/*` metrics of the last record: the untrained model and the trained one."""
+    """The `pairs/*` metrics of the last record: the untrained model and the trained one."""
     numbers: dict[str, float] = {}
     for when, rewards in (("before", before), ("after", after)):
         summary = pair_summary(heldout_pairs(lists, rewards), resamples=resamples, seed=seed)
-        numbers["heldout/pairs"], numbers["heldout/prompts"] = summary.pop("pairs"), summary.pop("prompts")
-        named = {name.replace("accuracy", "pair_accuracy"): value for name, value in summary.items()}
-        named |= {f"{attack}_wins": attack_share(lists, rewards, attack) for attack in (PROMPT_COPY, REPEATED_SENTENCE)}
-        numbers |= {f"heldout/{name}_{when}": value for name, value in named.items()}
+        numbers["pairs/heldout"], numbers["pairs/prompts"] = summary.pop("pairs"), summary.pop("prompts")
+        summary |= {
+            f"{attack}_wins": attack_share(lists, rewards, attack) for attack in (PROMPT_COPY, REPEATED_SENTENCE)
+        }
+        numbers |= {f"pairs/{name}_{when}": value for name, value in summary.items()}
     return numbers
 
 
@@ -50,12 +51,12 @@ def results_table(metrics: Mapping[str, float]) -> list[list[str]]:
     """Header and one row a model."""
     rows = [["", "pairs right [95% interval]", "calibration error", "Brier", "prompt copy wins", "repetition wins"]]
     for label, when in (("untrained", "before"), ("trained", "after")):
-        value = {name.removeprefix("heldout/"): number for name, number in metrics.items() if name.endswith(when)}
-        low, high = value[f"pair_accuracy_low_{when}"], value[f"pair_accuracy_high_{when}"]
+        value = {name.removeprefix("pairs/"): number for name, number in metrics.items() if name.endswith(when)}
+        low, high = value[f"accuracy_low_{when}"], value[f"accuracy_high_{when}"]
         rows.append(
             [
                 label,
-                f"{value[f'pair_accuracy_{when}']:.1%} [{low:.1%}, {high:.1%}]",
+                f"{value[f'accuracy_{when}']:.1%} [{low:.1%}, {high:.1%}]",
                 f"{value[f'calibration_error_{when}']:.3f}",
                 f"{value[f'brier_{when}']:.3f}",
                 f"{value[f'{PROMPT_COPY}_wins_{when}']:.1%}",
@@ -68,6 +69,6 @@ def results_table(metrics: Mapping[str, float]) -> list[list[str]]:
 def format_results(metrics: Mapping[str, float]) -> str:
     """The table as plain text."""
     lines = columns(results_table(metrics))
-    pairs, prompts = metrics["heldout/pairs"], metrics["heldout/prompts"]
+    pairs, prompts = metrics["pairs/heldout"], metrics["pairs/prompts"]
     title = f"Held-out: {pairs:.0f} pairs of {prompts:.0f} prompts; an attack wins where it beats the best answer."
     return "\n".join([title, "", lines[0], "-" * len(lines[0]), *lines[1:]])

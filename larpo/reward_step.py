@@ -43,8 +43,8 @@ def step_metrics(sums: StepSums) -> dict[str, float]:
     """What a step says of itself, from the sums over all ranks."""
     return {
         "train/loss": sums.loss / max(1, sums.lists),
-        "train/pair_accuracy": sums.right / max(1, sums.pairs),
-        "train/reward_gap": sums.gap / max(1, sums.pairs),
+        "pairs/train_accuracy": sums.right / max(1, sums.pairs),
+        "pairs/train_reward_gap": sums.gap / max(1, sums.pairs),
         "train/lists": sums.lists,
         "train/tokens": sums.tokens,
     }

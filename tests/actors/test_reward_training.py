@@ -119,7 +119,7 @@ def test_a_language_model_becomes_a_reward_model(local_ray, run_of, tmp_path):
     run = run_of(tmp_path / "run", training={"epochs": 2, "workers": 2})
     results = train_on_ray(run)
     assert distance(run.folder, *plain_weights(run)) < 1e-3
-    assert results.metrics["heldout/pair_accuracy_after"] == 1.0
+    assert results.metrics["pairs/accuracy_after"] == 1.0
 
     assert_scores_as_measured(run)
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -160,7 +160,7 @@ def test_lists_by_plackett_luce_with_degenerate_answers_train_an_encoder_in_bflo
     head = {f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")}
     assert changed <= head
     assert {"bert.pooler.dense.weight", "classifier.weight"} <= changed
-    assert results.metrics["heldout/pair_accuracy_after"] > results.metrics["heldout/pair_accuracy_before"]
+    assert results.metrics["pairs/accuracy_after"] > results.metrics["pairs/accuracy_before"]
 
 
 @pytest.mark.slow

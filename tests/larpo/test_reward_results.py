@@ -40,10 +40,10 @@ def metrics():
 
 
 def test_the_last_record_has_both_models(metrics):
-    assert (metrics["heldout/pair_accuracy_before"], metrics["heldout/pair_accuracy_after"]) == (1 / 2, 3 / 5)
-    assert metrics["heldout/brier_before"] == 1 / 4
-    assert (metrics["heldout/pairs"], metrics["heldout/prompts"]) == (5, 3)
-    assert metrics["heldout/prompt_copy_wins_after"] == 1 / 2
+    assert (metrics["pairs/accuracy_before"], metrics["pairs/accuracy_after"]) == (1 / 2, 3 / 5)
+    assert metrics["pairs/brier_before"] == 1 / 4
+    assert (metrics["pairs/heldout"], metrics["pairs/prompts"]) == (5, 3)
+    assert metrics["pairs/prompt_copy_wins_after"] == 1 / 2
     assert "60.0% [" in format_results(metrics)
 
 
@@ -52,7 +52,7 @@ def test_the_report_needs_nothing_else_and_the_card_says_how_it_is_used(metrics,
         {"preferences": {"source": "pairs.jsonl", "heldout_count": 3}, "description": "A <test>"}
     )
     steps = [
-        {"event": "step", "time": 1.0, "step": n, "train/loss": 1.0 / n, "train/pair_accuracy": 0.5} for n in (1, 2, 3)
+        {"event": "step", "time": 1.0, "step": n, "train/loss": 1.0 / n, "pairs/train_accuracy": 0.5} for n in (1, 2, 3)
     ]
     lines = [*steps, {"event": "done", "time": 2.0, **metrics}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

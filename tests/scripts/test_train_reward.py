@@ -8,7 +8,7 @@ from scripts.train_reward import main
 def test_a_dry_run_of_the_bundled_recipe_starts_nothing(capsys, tmp_path):
     assert main(["minilm-reward", "--dry-run", f"run.output_dir={tmp_path}", "training.lists_per_step=10"]) == 0
     out = capsys.readouterr().out
-    assert "100 held out" in out
+    assert "83 held out" in out  # of 100: the others are too long
     assert "lists_per_step: 10" in out
     assert not list(tmp_path.iterdir())
 
