@@ -90,8 +90,8 @@ def reward_training_problems(config: RewardTraining) -> list[str]:
     problems += lora_problems(config.base.lora, "base.lora")
     if config.base.lora.dropout:
         problems.append(
-            f"base.lora.dropout = {config.base.lora.dropout:g}: a reward model trains without dropout, so that the same "
-            "conversation has the same reward in training and scoring; leave it out"
+            f"base.lora.dropout = {config.base.lora.dropout:g}: a reward model trains without dropout, so that a "
+            "conversation has one reward in training and scoring; leave it out"
         )
     if config.base.lora.rank and config.base.trained == "head":
         problems.append(
