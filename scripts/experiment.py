@@ -20,13 +20,17 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m scripts.experiment", description=description, epilog=rest)
     result.add_argument("recipe", help="bundled recipe with a grid, or path to a YAML file")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the knobs of every arm")
-    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="run.seed of each repeat")
+    result.add_argument("--seeds", type=_seeds, default="0,1,2", metavar="N,N", help="run.seed of each repeat (0,1,2)")
     result.add_argument("--results", type=Path, metavar="DIR", help="where results go; the grid's own folder in runs/")
     result.add_argument("--dry-run", action="store_true", help="print the plan of every arm, start nothing")
     result.add_argument(
         "--table", action="store_true", help="print the table of the results that are there, run nothing"
     )
     return result
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
