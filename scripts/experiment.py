@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.grid import Grid, make_grid, run_grid
-from larpo.errors import ConfigError, DataError, LarpoError
+from larpo.errors import DataError
+from scripts.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,17 +36,7 @@ def _seeds(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        return _run(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except LarpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(options), "interrupted; the same command goes on")
 
 
 def _run(options: argparse.Namespace) -> int:
