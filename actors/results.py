@@ -13,7 +13,8 @@ from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary
 from larpo.list_evaluation import format_list_table
-from larpo.model_folder import new_folder, save_model_folder
+from larpo.lora import save_adapter
+from larpo.model_folder import save_model_folder
 from larpo.policy import model_card
 from larpo.run_log import Record, read_run_log
 
@@ -41,21 +42,9 @@ def write_model(run: PreparedRun, metrics: dict[str, float], taken: Point | None
     card = model_card(run.config, metrics, base, name=run.name, notes=notes, chosen=chosen)
     template = None if run.has_chat_template else PLAIN_TEMPLATE
     save_model_folder(destination, run.policy.path, published_tensors(weights), card, chat_template=template)
-    _write_adapter(run, weights, metrics)
+    card = model_card(run.config, metrics, base, name=run.name, notes=notes, chosen=chosen, adapter_only=True)
+    save_adapter(run.folder / "adapter", read_beside(weights), card)
     return destination
-
-
-def _write_adapter(run: PreparedRun, weights: Path, metrics: dict[str, float]) -> None:
-    """LoRA's adapters alone, as a folder that peft loads, beside the model that they are merged into."""
-    files = read_beside(weights)
-    if not files:
-        return
-    base = run.config.policy.model
-    card = model_card(run.config, metrics, base, name=run.name, notes=run.policy.notes, adapter_only=True)
-    with new_folder(run.folder / "adapter") as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summarize(

@@ -17,8 +17,9 @@ from actors.preparation import locked
 from actors.reward_preparation import PreparedRewardRun, create_reward_folder
 from actors.reward_trainer import AFTER, BEFORE, RewardSpec
 from actors.telemetry import Telemetry
-from actors.weights import published_tensors
+from actors.weights import published_tensors, read_beside
 from larpo.errors import LarpoError, PhaseTimeout, TrainingError
+from larpo.lora import save_adapter
 from larpo.model_folder import save_model_folder
 from larpo.reward_card import reward_card
 from larpo.reward_model import write_untrained
@@ -151,6 +152,8 @@ def _results(run: PreparedRewardRun, spec: RewardSpec) -> RewardResults:
     metrics = heldout_metrics(run.sets.heldout, before, after, resamples=config.bootstrap, seed=config.run.seed)
     card = reward_card(config, metrics, name=run.name, notes=run.sets.notes)
     save_model_folder(run.folder / "model", spec.untrained, published_tensors(spec.weights), card)
+    card = reward_card(config, metrics, name=run.name, notes=run.sets.notes, adapter_only=True)
+    save_adapter(run.folder / "adapter", read_beside(spec.weights), card)
     return RewardResults(run.folder, metrics, format_results(metrics))
 
 

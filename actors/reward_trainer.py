@@ -21,7 +21,7 @@ from larpo.reward_data import LabelledList
 from larpo.reward_step import StepSums, list_rewards, passes_of, planned_batches, step_lists, step_metrics
 from larpo.reward_training_config import RewardTraining
 
-_BUCKET_BYTES = 256 * 2**20  # weights that are gathered at one time
+_BUCKET_MIB = 256  # weights that are gathered at one time
 BEFORE, AFTER = "untrained", "trained"  # the two measurements on held-out lists
 
 
@@ -100,6 +100,8 @@ class RewardRank:
         self._restore()
 
     def run(self) -> None:
+        from larpo.reward_model import base_id
+
         if not self._spec.measured(BEFORE).exists():
             self._measure(BEFORE)
         while self._step < len(self._batches):
@@ -107,7 +109,7 @@ class RewardRank:
             if self._step % self._config.checkpoints.every_steps == 0 or self._step == len(self._batches):
                 self._checkpoint()
         self._measure(AFTER)
-        self._engine.write(self._spec.weights, bucket_bytes=_BUCKET_BYTES, rank=self._rank)
+        self._engine.write(self._spec.weights, bucket_mib=_BUCKET_MIB, rank=self._rank, base=base_id(self._config.base))
 
     def _take_step(self) -> None:
         from larpo.schedule import learning_rate

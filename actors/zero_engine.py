@@ -17,11 +17,11 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
-from actors.sharding import full_numel, gathered_at, zero_config
-from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
+from actors.sharding import put_weights, zero_config
+from actors.weights import PublishedFolder
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
-from larpo.lora import base_weights
+from larpo.lora import drop_frozen_from_state, has_lora
 
 TAG = "engine"
 
@@ -34,7 +34,9 @@ class ZeroEngine:
     ) -> None:
         import deepspeed
 
-        self._dtype, self._stage = dtype, zero_stage
+        self._dtype, self._stage, self._lora = dtype, zero_stage, has_lora(model)
+        if self._lora:
+            drop_frozen_from_state(model)
         self.device = next(model.parameters()).device
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -88,32 +90,26 @@ class ZeroEngine:
         self._engine.step()
         return norm, True
 
-    def write(self, folder: Path, *, bucket_bytes: int, rank: int) -> None:
+    def write(self, folder: Path, *, bucket_mib: int, rank: int, base: str) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
 
-        Adapters are merged into what is written; the model stays as it is.
+        Adapters are merged into what is written, and lie beside it on their own; the model stays as it is.
         """
-        weights = base_weights(self.model)
-        dtype = getattr(torch, self._dtype)
-        sizes = {name: full_numel(weight.parameter) * dtype.itemsize for name, weight in weights.items()}
         target = PublishedFolder(folder, 0) if rank == 0 else None
-        for names in split_into_buckets(sizes, bucket_bytes):
-            with gathered_at([part for name in names for part in weights[name].parts], self._stage):
-                if target is not None:
-                    target.add(encode_bucket({n: weights[n].merged().to("cpu", dtype, copy=False) for n in names}))
+        put_weights(self.model, target, stage=self._stage, dtype=self._dtype, bucket_mib=bucket_mib, base=base)
         if target is not None:
             target.close()
         self.barrier()
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its part of the optimizer and model state."""
+        """Every rank writes its part of the optimizer and model state; with adapters, no frozen weight."""
         try:
-            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(unwritten(folder, error)) from error
 
     def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._lora)
         if loaded is None:
             raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from larpo.config import Lora
 from larpo.errors import ConfigError
+from larpo.model_folder import new_folder
 
 ALL_LINEAR = "all-linear"
 TRAINED = "default"  # the adapter that is trained, by the name that peft gives an only one
@@ -198,6 +200,16 @@ def adapter_files(model: Any, base: str) -> dict[str, bytes]:
     weights = {name: p.detach().cpu().contiguous() for name, p in adapter_parameters(model).items()}
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=sorted)  # sets of names become lists
     return {ADAPTER_CONFIG: f"{text}\n".encode(), ADAPTER_WEIGHTS: save(weights, metadata={"format": "pt"})}
+
+
+def save_adapter(destination: Path, files: Mapping[str, bytes], card: str) -> None:
+    """A folder of `adapter_files` and a model card, whole or not at all; without files, nothing."""
+    if not files:
+        return
+    with new_folder(destination) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def drop_frozen_from_state(module: nn.Module) -> None:

@@ -10,12 +10,26 @@ from larpo.reward_model import base_id
 from larpo.reward_results import results_table
 from larpo.reward_training_config import RewardTraining
 
+_ADAPTERS = "These are its adapters and its head alone, which `peft.PeftModel.from_pretrained` puts on the base."
+_USE = ["", "In a recipe: `reward: {kind: sequence_classification, classifier: {model: PATH}}`."]
 
-def reward_card(config: RewardTraining, metrics: Mapping[str, float], *, name: str, notes: Sequence[str] = ()) -> str:
-    """Front matter for the hub, then how the model was made, what was measured, and how it is used."""
+
+def reward_card(
+    config: RewardTraining,
+    metrics: Mapping[str, float],
+    *,
+    name: str,
+    notes: Sequence[str] = (),
+    adapter_only: bool = False,
+) -> str:
+    """Front matter for the hub, then how the model was made, what was measured, and how it is used.
+
+    `adapter_only`: the folder holds LoRA's adapters and the head alone.
+    """
     base = base_id(config.base)
     is_id = base.count("/") <= 1 and not base.startswith(("/", ".", "~")) and not Path(base).exists()
-    front = ["---", *([f"base_model: {base}"] if is_id else []), "library_name: transformers"]
+    front = ["---", *([f"base_model: {base}"] if is_id else [])]
+    front += [f"library_name: {'peft' if adapter_only else 'transformers'}"]
     front += ["pipeline_tag: text-classification", "tags:", "- reward-model", "- larpo", "---"]
     training, data = config.training, config.preferences
     story = [
@@ -24,6 +38,7 @@ def reward_card(config: RewardTraining, metrics: Mapping[str, float], *, name: s
         *([config.description, ""] if config.description else []),
         f"{base} with a head of one output, trained with larpo to give a response its reward; the higher, the better.",
         *(f"{note[:1].upper()}{note[1:]}." for note in notes),
+        *([_ADAPTERS] if adapter_only else []),
         "",
         "| | |",
         "|---|---|",
@@ -37,5 +52,5 @@ def reward_card(config: RewardTraining, metrics: Mapping[str, float], *, name: s
     ]
     header, *rows = results_table(metrics)
     table = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-    use = ["", "In a recipe: `reward: {kind: sequence_classification, classifier: {model: PATH}}`."]
+    use = [] if adapter_only else _USE
     return "\n".join([*front, "", *story, "Measured on held-out prompts:", "", *table, *use]) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from larpo.errors import ConfigError, DataError
+from larpo.errors import DataError
 from larpo.hub import find_model
 from larpo.lora import adapted_layers, with_lora
 from larpo.model_folder import check_model_folder, new_folder
@@ -94,10 +94,7 @@ def check_adapters(base: Path, section: Base) -> None:
     config = AutoConfig.from_pretrained(base, local_files_only=True, num_labels=1)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    try:
-        adapted_layers(model, section.lora)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("policy.lora", "base.lora")) from None
+    adapted_layers(model, section.lora, "base.lora")
 
 
 def _head(model: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from larpo.config import Checkpoints, Lora, Optimizer, Positive, Preferences, Resources, Run, Telemetry, Timeouts
-from larpo.config_checks import problem_list, run_problems
+from larpo.config_checks import lora_problems, problem_list, run_problems
 from larpo.errors import ConfigError
 from larpo.knobs import Section
 from larpo.preference_checks import CONSTRUCTED, source_problems
@@ -86,6 +86,12 @@ def reward_training_problems(config: RewardTraining) -> list[str]:
         problems.append(
             "training.loss = 'plackett_luce': takes no preferences.columns.margin; leave it out, or set "
             "training.loss=bradley_terry"
+        )
+    problems += lora_problems(config.base.lora, "base.lora")
+    if config.base.lora.dropout:
+        problems.append(
+            f"base.lora.dropout = {config.base.lora.dropout:g}: a reward model trains without dropout, so that a "
+            "conversation has one reward in training and scoring; leave it out"
         )
     if config.base.lora.rank and config.base.trained == "head":
         problems.append(

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.grid import Grid, make_grid, run_grid
-from larpo.errors import ConfigError, DataError, LarpoError
+from larpo.errors import DataError
+from scripts.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m scripts.experiment", description=description, epilog=rest)
     result.add_argument("recipe", help="bundled recipe with a grid, or path to a YAML file")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the knobs of every arm")
-    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="run.seed of each repeat")
+    result.add_argument("--seeds", type=_seeds, default="0,1,2", metavar="N,N", help="run.seed of each repeat (0,1,2)")
     result.add_argument("--results", type=Path, metavar="DIR", help="where results go; the grid's own folder in runs/")
     result.add_argument("--dry-run", action="store_true", help="print the plan of every arm, start nothing")
     result.add_argument(
@@ -29,19 +30,13 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        return _run(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except LarpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(options), "interrupted; the same command goes on")
 
 
 def _run(options: argparse.Namespace) -> int:

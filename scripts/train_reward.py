@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from larpo.errors import ConfigError, DataError, LarpoError
+from larpo.errors import ConfigError
+from scripts.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,17 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
-    try:
-        return _run(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except LarpoError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

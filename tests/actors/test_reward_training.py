@@ -5,11 +5,13 @@ import threading
 import time
 from dataclasses import replace
 
+import peft
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification
 
 from actors.reward_preparation import prepare_reward_run
 from actors.reward_stage import train_on_ray
@@ -160,7 +162,7 @@ def test_lists_by_plackett_luce_with_degenerate_answers_train_an_encoder_in_bflo
     head = {f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")}
     assert changed <= head
     assert {"bert.pooler.dense.weight", "classifier.weight"} <= changed
-    assert results.metrics["pairs/accuracy_after"] > results.metrics["pairs/accuracy_before"]
+    assert results.metrics["pairs/brier_after"] < results.metrics["pairs/brier_before"]
 
 
 @pytest.mark.slow
@@ -172,6 +174,18 @@ def test_adapters_are_merged_into_the_folder(local_ray, run_of, tmp_path):
     assert_scores_as_measured(run)
     names = load_file(run.folder / "model" / "model.safetensors").keys()
     assert not [name for name in names if "lora" in name]
+
+    untrained = run.folder / "checkpoints" / "untrained"
+    fresh = AutoModelForSequenceClassification.from_pretrained(untrained, dtype=torch.float32)
+    own = peft.PeftModel.from_pretrained(fresh, run.folder / "adapter").merge_and_unload()
+    merged = load_file(run.folder / "model" / "model.safetensors")
+    torch.testing.assert_close(merged, dict(own.named_parameters()), atol=1e-6, rtol=1e-6)
+    start = load_file(untrained / "model.safetensors")
+    assert not torch.equal(merged["score.weight"], start["score.weight"])
+    assert torch.equal(merged["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+    (checkpoint,) = (path for path in run.folder.glob("checkpoints/position-*"))
+    written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    assert written < (untrained / "model.safetensors").stat().st_size
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def test_the_bundled_recipe_loads_and_round_trips(recipe_file):
         ({"training": {"workers": 40}}, "must be at least training.workers = 40"),
         ({"training": {"loss": "hinge"}}, "training.loss = 'hinge'"),
         ({"base": {"trained": "head", "lora": {"rank": 4}}}, "set one of them only"),
+        ({"base": {"lora": {"alpha": 8}}}, "base.lora.alpha is given, but base.lora.rank is 0"),
+        ({"base": {"lora": {"rank": 4, "dropout": 0.1}}}, "base.lora.dropout = 0.1: a reward model trains without"),
         ({"training": {"epoch": 2}}, "did you mean training.epochs?"),
         ({"run": {"name": "a/b"}}, "must be a plain folder name"),
     ],
