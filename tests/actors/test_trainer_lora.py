@@ -185,7 +185,6 @@ def test_dropout_does_not_depend_on_the_number_of_ranks(train, lora_config, one_
     ]
     assert distance(found[1].policy(1), found[0].policy(1), start) < FLOAT32
     assert distance(found[0].policy(1), one_rank.policy(1), start) > 100 * FLOAT32
-    assert found[0].metric("kl_to_reference")[0] != pytest.approx(0, abs=1e-4)  # the reference leaves nothing out
 
 
 @pytest.mark.slow
