@@ -16,9 +16,8 @@ from actors.sampler import SampleTask
 from actors.weights import published_version
 from larpo.best_policy import BASE, Ending, Point, best_point, stop_reason
 from larpo.evaluation import HeldoutResult, summary
+from larpo.sweep import GREEDY
 from larpo.types import Candidate, Prompt
-
-GREEDY = 0.0
 
 
 def is_evaluated(run: PreparedRun, point: Point) -> bool:
