@@ -13,18 +13,11 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("room", ["larpo", "actors", "scripts"])
-def test_the_map_names_every_module(room):
-    listed = README.split(f"\n{room}/", 1)[1].split("\n\n")[0]
-    block = listed.split("/  ", 1)[0] if "/  " in listed else listed
-    named = set(re.findall(r"^  (\w+\.py)", block, flags=re.MULTILINE))
-    there = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
-    assert there - named == set()
-
-
-def test_the_map_names_nothing_that_is_gone():
-    modules = re.findall(r"^  (\w+\.py) ", README, flags=re.MULTILINE)
-    there = {path.name for room in ("larpo", "actors", "scripts") for path in (ROOT / room).glob("*.py")}
-    assert set(modules) - there == set()
+def test_the_map_names_every_module_once_and_in_order(room):
+    """... and none that is gone."""
+    block = re.search(rf"^{room}/ .*\n((?:  .*\n)+)", README, flags=re.MULTILINE).group(1)
+    named = re.findall(r"^  (\w+)\.py", block, flags=re.MULTILINE)
+    assert named == sorted({path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"})
 
 
 @pytest.mark.parametrize(
