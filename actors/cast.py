@@ -170,8 +170,7 @@ class TrainingCast:
     def start_trainer(self) -> None:
         spec = TrainSpec(
             config=self.run.config,
-            policy_path=str(self.run.policy.path),
-            policy_fingerprint=self.run.policy.fingerprint,
+            policy=self.run.policy,
             run_dir=str(self.run.folder),
             stream=self.stream,
             store=self.store,
@@ -220,9 +219,9 @@ class Cast(TrainingCast):
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)
         self.rewards = RewardPool(run.config, on_failure, run.folder)
-        options = EngineOptions.of(run.config, str(run.policy.path))
+        options = EngineOptions.of(run.config)
         self.samplers = SamplerPool(
-            lambda name: placement.place_sampler(run.config, options, self.store),
+            lambda name: placement.place_sampler(run.config, options, run.policy, self.store),
             placement.kill,
             run.config.samplers,
             run.config.timeouts,

@@ -20,9 +20,8 @@ EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM i
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is started with."""
+    """What an engine is started with, beside the model folder."""
 
-    model: str
     dtype: Literal["bfloat16", "float32", "float16"]
     trust_remote_code: bool
     tensor_parallel_size: int
@@ -34,10 +33,9 @@ class EngineOptions:
     enforce_eager: bool
 
     @staticmethod
-    def of(config: Config, model: str) -> EngineOptions:
+    def of(config: Config) -> EngineOptions:
         samplers, policy = config.samplers, config.policy
         return EngineOptions(
-            model=model,
             dtype=policy.dtype,
             trust_remote_code=policy.trust_remote_code,
             tensor_parallel_size=samplers.tensor_parallel_size,
@@ -68,9 +66,9 @@ class Engine:
         self._llm = llm
 
     @staticmethod
-    async def start(options: EngineOptions) -> Engine:
+    async def start(model: Path, options: EngineOptions) -> Engine:
         """Load the model; seconds on a CPU to minutes on a large GPU model."""
-        shared = _engine_arguments(options)
+        shared = _engine_arguments(model, options)
         from vllm.config import WeightTransferConfig
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -143,8 +141,8 @@ class Engine:
 class PoolingEngine:
     """One vLLM LLM that gives sequences the output of a classification head, without its activation."""
 
-    def __init__(self, options: EngineOptions) -> None:
-        shared = _engine_arguments(options)
+    def __init__(self, model: Path, options: EngineOptions) -> None:
+        shared = _engine_arguments(model, options)
         from vllm import LLM
         from vllm.config import PoolerConfig
 
@@ -180,14 +178,14 @@ class PoolingEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
-def _engine_arguments(options: EngineOptions) -> dict[str, Any]:
+def _engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     """vLLM's arguments for any engine of ours; sets the environment, so call it before importing vLLM."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm.platforms import current_platform
 
     return {
-        "model": options.model,
+        "model": str(model),
         "dtype": options.dtype,
         "trust_remote_code": options.trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.preparation import CONFIG_FILE, INPUTS_FILE, cache_folder
+from actors.preparation import CONFIG_FILE, INPUTS_FILE
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
-from larpo.policy import open_policy, prepare_policy
+from larpo.policy import PreparedPolicy, open_policy, prepare_policy
 from larpo.prompts import drop_long, load_prompts
 from larpo.recipe import config_to_yaml, load_config, recipe_name
 from larpo.records import list_parts, read_lists
@@ -26,8 +26,7 @@ class EvaluatedModel:
     """A model that can be sampled: its folder, and the prompts in its own tokens."""
 
     name: str
-    path: Path
-    fingerprint: str
+    policy: PreparedPolicy
     token_ids: Mapping[str, tuple[int, ...]]  # prompt id -> what the samplers are given
     stop_token_ids: tuple[int, ...]
     vocabulary: str  # a hash: equal token ids mean the same text
@@ -142,9 +141,7 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
 def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) -> EvaluatedModel:
     knobs = config.policy
     revision = knobs.revision if model == knobs.model else None
-    policy = prepare_policy(
-        knobs.model_copy(update={"model": model, "revision": revision}), cache_folder() / "policies"
-    )
+    policy = prepare_policy(knobs.model_copy(update={"model": model, "revision": revision}))
     tokenizer, generation, shape = open_policy(policy, knobs.trust_remote_code)
     positions = getattr(shape, "max_position_embeddings", None)
     if positions is not None and config.samplers.max_model_len > positions:
@@ -160,7 +157,7 @@ def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) ->
     }
     vocabulary = f"{stable_hash(sorted(tokenizer.get_vocab().items())):016x}"
     ends = stop_token_ids(tokenizer, generation)
-    return EvaluatedModel(name, policy.path, policy.fingerprint, token_ids, ends, vocabulary)
+    return EvaluatedModel(name, policy, token_ids, ends, vocabulary)
 
 
 def begin(evaluation: PreparedEvaluation) -> None:
@@ -178,7 +175,8 @@ def begin(evaluation: PreparedEvaluation) -> None:
         "reward": f"{stable_hash(config.reward.model_dump_json()):016x}",
     }
     models = {
-        model.name: f"{model.fingerprint}-{stable_hash(model.stop_token_ids):016x}" for model in evaluation.models
+        model.name: f"{model.policy.fingerprint}-{stable_hash(model.stop_token_ids):016x}"
+        for model in evaluation.models
     }
     before = json.loads(file.read_text()) if file.is_file() else {"settings": settings, "models": {}}
     changed = [name for name, value in settings.items() if before["settings"].get(name) != value]

@@ -55,8 +55,8 @@ def summarize_evaluation(evaluation: PreparedEvaluation, answers: Sequence[Model
     base, *others = answers
     models = {
         model.name: {
-            "model": str(model.path),
-            "fingerprint": model.fingerprint,
+            "model": str(model.policy.path),
+            "fingerprint": model.policy.fingerprint,
             "measures": intervals(values[model.name], **drawn),
         }
         for model in evaluation.models
@@ -165,7 +165,7 @@ def judged(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers], *, w
             if judges.alpaca_eval:
                 lines.append(f"{model.name}: {run_alpaca_eval(file, folder / model.name / 'alpaca_eval', judges)}")
         if judges.lm_eval_tasks:
-            result = run_lm_eval(model.path, config.policy.dtype, folder / model.name / "lm_eval", judges)
+            result = run_lm_eval(model.policy.path, config.policy.dtype, folder / model.name / "lm_eval", judges)
             lines.append(f"{model.name}: {result}")
     return lines
 

@@ -151,9 +151,9 @@ class _Answering:
 
 def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[str, str], None]) -> SamplerPool:
     """Samplers of that model. No weights are ever published to them, so that they have no store."""
-    options = EngineOptions.of(config, str(model.path))
+    options = EngineOptions.of(config)
     return SamplerPool(
-        lambda name: placement.place_sampler(config, options, None),
+        lambda name: placement.place_sampler(config, options, model.policy, None),
         placement.kill,
         config.samplers,
         config.timeouts,

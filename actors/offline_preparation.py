@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.preparation import PreparedRun, cache_folder, lora_size
+from actors.preparation import PreparedRun, lora_size
 from larpo.chat import end_of_turn, stop_token_ids
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def prepare_offline(config: Config, folder: Path, *, resumed: bool) -> OfflineRu
     if config.preferences.source is None:
         raise ConfigError("preferences.source is not given: set a .jsonl or .parquet path, a hub id, or reasoning_gym")
     sets = load_preferences(config.preferences)
-    policy = prepare_policy(config.policy, cache_folder() / "policies")
+    policy = prepare_policy(config.policy)
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
     encoder = _encoder(config, tokenizer, generation, shape)
     train, left_out = encoder.encode(sets.train)

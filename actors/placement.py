@@ -22,6 +22,7 @@ from actors.training_desk import TrainingDesk
 from actors.weights import WeightStore
 from larpo.config import Config, Training
 from larpo.errors import ConfigError, TrainingError
+from larpo.policy import PreparedPolicy
 from larpo.reward_config import Reward
 from larpo.reward_training_config import RewardFit, RewardTraining
 
@@ -145,17 +146,17 @@ def place_reward(section: Reward) -> Any:
     return ray.remote(RewardActor).options(**options, max_concurrency=1000).remote(section)
 
 
-def place_sampler(config: Config, options: EngineOptions, store: Any) -> Any:
+def place_sampler(config: Config, options: EngineOptions, policy: PreparedPolicy, store: Any) -> Any:
     import ray
 
     actor = ray.remote(Sampler).options(**_asked(config.samplers.resources), max_concurrency=10_000)
-    return actor.remote(options, store)
+    return actor.remote(options, policy, store)
 
 
-def place_scorer(config: Config, path: str) -> Any:
+def place_scorer(config: Config, policy: PreparedPolicy) -> Any:
     import ray
 
-    return ray.remote(Scorer).options(**_asked(config.training.resources_per_worker)).remote(config, path)
+    return ray.remote(Scorer).options(**_asked(config.training.resources_per_worker)).remote(config, policy)
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:

@@ -111,11 +111,6 @@ def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
     return config, folder.resolve()
 
 
-def cache_folder() -> Path:
-    """Where prepared policies are kept between runs: LARPO_CACHE, or a folder in the user's cache."""
-    return Path(os.environ.get("LARPO_CACHE") or Path.home() / ".cache" / "larpo")
-
-
 def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     """Load and check the inputs of a run; writes nothing but the policy cache.
 
@@ -128,7 +123,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
         )
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
-    policy = prepare_policy(config.policy, cache_folder() / "policies")
+    policy = prepare_policy(config.policy)
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
     adapter_size = lora_size(config, policy)
     _check_reach(config, getattr(shape, "max_position_embeddings", None))

@@ -14,8 +14,8 @@ from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary
 from larpo.list_evaluation import format_list_table
 from larpo.lora import save_adapter
+from larpo.model_card import model_card
 from larpo.model_folder import save_model_folder
-from larpo.policy import model_card
 from larpo.run_log import Record, read_run_log
 
 NOTHING = "no held-out prompts (prompts.heldout_count = 0): nothing to compare"

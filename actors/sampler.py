@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.engine import Engine, EngineOptions, Sample
 from actors.weights import Bucket, remove_orphans, write_bucket_files
+from larpo.policy import PreparedPolicy, folder_on_this_node
 from larpo.types import Candidate
 
 
@@ -47,8 +48,8 @@ class SamplerStats:
 class Sampler:
     """Wrapped by `ray.remote` where it is placed. `store` is a handle to a `WeightStore`."""
 
-    def __init__(self, options: EngineOptions, store: Any) -> None:
-        self._options, self._store = options, store
+    def __init__(self, options: EngineOptions, policy: PreparedPolicy, store: Any) -> None:
+        self._options, self._policy, self._store = options, policy, store
         self._version = 0
         self._tokens = self._prompts = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = 0.0
@@ -61,7 +62,8 @@ class Sampler:
         """Start the engine and pull the weights of that version, 0 being the model's own; returns it."""
         started = time.time()
         await asyncio.to_thread(remove_orphans, shared_memory_folder())
-        self._engine = await Engine.start(self._options)
+        folder = await asyncio.to_thread(folder_on_this_node, self._policy)
+        self._engine = await Engine.start(folder, self._options)
         self._spans.append(("start", started, time.time()))
         return await self.update(version)
 

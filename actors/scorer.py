@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larpo.config import Config
+
+if TYPE_CHECKING:
+    from larpo.policy import PreparedPolicy
 
 Scored = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's token ids, and those of its responses
 
@@ -14,8 +16,8 @@ Scored = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's token ids, 
 class Scorer:
     """One model, whole on one device: the GPU that the actor has, else its CPU."""
 
-    def __init__(self, config: Config, path: str) -> None:
-        self._config, self._path = config, Path(path)
+    def __init__(self, config: Config, policy: PreparedPolicy) -> None:
+        self._config, self._policy = config, policy
         self._model: Any = None
 
     def load(self) -> None:
@@ -25,15 +27,16 @@ class Scorer:
 
         from larpo.attention import attention_implementation
         from larpo.log_probs import check_packed
-        from larpo.policy import load_policy
+        from larpo.policy import folder_on_this_node, load_policy
 
+        path = folder_on_this_node(self._policy)
         training, policy = self._config.training, self._config.policy
         device = "cuda" if training.resources_per_worker.get("GPU", 0) > 0 else "cpu"
         if device == "cpu" and training.threads:
             torch.set_num_threads(training.threads)
-        shape = AutoConfig.from_pretrained(self._path, trust_remote_code=policy.trust_remote_code)
+        shape = AutoConfig.from_pretrained(path, trust_remote_code=policy.trust_remote_code)
         model = load_policy(
-            self._path,
+            path,
             dtype=policy.dtype,
             attn_implementation=attention_implementation(shape, device),
             trust_remote_code=policy.trust_remote_code,

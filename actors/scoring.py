@@ -71,7 +71,7 @@ async def score_all(evaluation: PreparedEvaluation, say: Callable[[str], None]) 
 async def _score(evaluation: PreparedEvaluation, model: EvaluatedModel, lists: list[CandidateList]) -> None:
     config, scores = evaluation.config, read_scores(evaluation.scores_of(model))
     batch, limits = config.stream.lists_per_part, config.timeouts
-    scorer = placement.place_scorer(config, str(model.path))
+    scorer = placement.place_scorer(config, model.policy)
     try:
         await _answer(model, scorer.load.remote(), limits.trainer_start_s, "timeouts.trainer_start_s")
         for start in range(0, len(lists), batch):

@@ -17,6 +17,7 @@ from actors.policies import highest_version, is_written, policy_folder, result_f
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.best_policy import Point
 from larpo.config import Config
+from larpo.policy import PreparedPolicy, folder_on_this_node
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class TrainSpec:
     """What the conductor gives every rank; small, picklable."""
 
     config: Config
-    policy_path: str
-    policy_fingerprint: str
+    policy: PreparedPolicy
     run_dir: str
     stream: Any  # handle to the ListStream actor
     store: Any  # handle to the WeightStore actor
@@ -62,7 +62,7 @@ class Rank:
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._spans: list[tuple[str, float, float]] = []
         started = time.time()
-        self._engine = TrainerEngine(spec.config, spec.policy_path, self._rank, self._ranks)
+        self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
         self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
         self._journal = Journal()
         self._restore()
@@ -239,7 +239,7 @@ class Rank:
         from actors.weights import published_version
 
         iteration = self._journal.iteration
-        weights, name = None, self._spec.policy_fingerprint
+        weights, name = None, self._spec.policy.fingerprint
         if self._config.objective.reference == "iteration" and iteration > 0:
             weights = policy_folder(Path(self._spec.run_dir), iteration)
             name = f"{name}@{published_version(weights)}"

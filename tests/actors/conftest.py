@@ -9,6 +9,7 @@ import torch
 
 from larpo.config import Config
 from larpo.errors import LarpoError
+from larpo.policy import PreparedPolicy
 
 
 @dataclass
@@ -85,7 +86,7 @@ async def _train(config: Config, run_dir: Path, iterations, policy: Path) -> Tra
 
     store = placement.place_store()
     stream = placement.place_stream(config, str(run_dir / "lists"))
-    spec = TrainSpec(config, str(policy), "tiny", str(run_dir), stream, store)
+    spec = TrainSpec(config, PreparedPolicy(policy, "tiny", config.policy), str(run_dir), stream, store)
     training = asyncio.create_task(placement.train(spec))
     error = None
     try:

@@ -41,7 +41,7 @@ def place(local_ray):
                 },
             }
         )
-        sampler = place_sampler(config, EngineOptions.of(config, str(model)), store)
+        sampler = place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store)
         placed.append(sampler)
         return sampler, local_ray.get(sampler.start.remote(version))
 

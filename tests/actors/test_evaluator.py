@@ -36,7 +36,9 @@ class House:
             "place_reward",
             lambda section: self._actor(describe=self._describe, rank=self._rank, close=self._zero),
         )
-        monkeypatch.setattr(placement, "place_sampler", lambda config, options, store: self._sampler(options.model))
+        monkeypatch.setattr(
+            placement, "place_sampler", lambda config, options, policy, store: self._sampler(str(policy.path))
+        )
         monkeypatch.setattr(
             placement, "place_scorer", lambda config, path: self._actor(load=self._zero, score=self._score)
         )

@@ -15,6 +15,7 @@ from actors.pool import SamplerPool
 from actors.sampler import SampleTask
 from larpo.config import Config, Samplers, Timeouts
 from larpo.errors import CheckpointError, PhaseTimeout, SamplerError
+from larpo.policy import prepare_policy
 
 
 class Double:
@@ -302,7 +303,7 @@ def test_a_real_sampler_is_killed_and_every_prompt_is_answered(local_ray, tiny_p
     )
     store, failures = place_store(), []
     pool = SamplerPool(
-        lambda name: place_sampler(config, EngineOptions.of(config, str(tiny_policy)), store),
+        lambda name: place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store),
         kill,
         config.samplers,
         config.timeouts,

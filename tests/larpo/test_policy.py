@@ -14,8 +14,14 @@ from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Policy
 from larpo.errors import ConfigError, DataError
 from larpo.model_folder import fingerprint, new_folder, save_model_folder, tensor_shapes
-from larpo.policy import PreparedPolicy, load_policy, load_tokenizer, model_card, open_policy, prepare_policy
-from larpo.recipe import load_config
+from larpo.policy import (
+    PreparedPolicy,
+    folder_on_this_node,
+    load_policy,
+    load_tokenizer,
+    open_policy,
+    prepare_policy,
+)
 from larpo.types import Message, Prompt
 
 FRANCE = Prompt("france", (Message("user", "What is the capital of France?"),))
@@ -333,33 +339,6 @@ def test_a_model_is_replaced_and_anything_else_is_not(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes"]
 
 
-def test_the_model_card():
-    config = load_config("quickstart", ["run.name=first"])
-    card = model_card(config, {"reward": 0.3381, "greedy": 0.4}, "smollm2-135m-instruct")
-    front = card.split("---\n")[1]
-    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: transformers\n" in front
-    assert "- lambdarank\n" in front
-    assert "# first\n" in card
-    assert "| reward | 0.3381 |" in card
-    assert "https://arxiv.org/abs/2502.03699" in card
-    assert "top_and_bottom" in card
-    assert "base_model" not in model_card(config, {}, "/models/mine")
-    assert "No numbers were measured" in model_card(config, {}, "/models/mine")
-    assert "LoRA" not in card
-
-
-def test_the_model_card_of_a_model_that_lora_trained():
-    """Of the merged model, and of the adapters alone."""
-    config = load_config("quickstart", ["policy.lora={rank: 8, alpha: 32, target_modules: [q_proj, v_proj]}"])
-    merged, alone = (model_card(config, {}, config.policy.model, adapter_only=only) for only in (False, True))
-    assert "library_name: transformers\n" in merged
-    assert "library_name: peft\n" in alone
-    assert "the adapters are merged into these weights" in merged
-    assert "peft.PeftModel.from_pretrained" in alone
-    for card in (merged, alone):
-        assert "| LoRA | rank 8, alpha 32, dropout 0, on q_proj, v_proj |" in card
-
-
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -377,5 +356,19 @@ def test_a_folder_whose_parts_do_not_fit_is_refused_before_anything_starts(tiny_
     assert damage(text) != text
     (folder / name).write_text(damage(text))
     with pytest.raises(DataError, match=r"damaged"):
-        open_policy(PreparedPolicy(folder, "f"))
-    assert open_policy(PreparedPolicy(tiny_policy, "f"))[2].num_hidden_layers == 2
+        open_policy(PreparedPolicy(folder, "f", Policy()))
+    assert open_policy(PreparedPolicy(tiny_policy, "f", Policy()))[2].num_hidden_layers == 2
+
+
+def test_a_policy_that_another_node_prepared_is_made_ready_here_too(tmp_path, tiny_policy):
+    """The other node's folder is not on this one; the recipe names the same model."""
+    here = Policy(model=str(tiny_policy), dtype="float32")
+    prepared = prepare_policy(here)
+    assert folder_on_this_node(prepared) == tiny_policy.resolve()
+    elsewhere = PreparedPolicy(tmp_path / "of another node", prepared.fingerprint, here)
+    assert folder_on_this_node(elsewhere) == tiny_policy.resolve()
+    with pytest.raises(DataError, match=rf"has the fingerprint {prepared.fingerprint} on node .* and another on"):
+        folder_on_this_node(PreparedPolicy(tmp_path / "of another node", "another", here))
+    gone = Policy(model=str(tmp_path / "gone"))
+    with pytest.raises(DataError, match=r"is not on node .*no such folder.*where every node sees it"):
+        folder_on_this_node(PreparedPolicy(tmp_path / "gone", "f", gone))
