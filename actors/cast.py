@@ -201,14 +201,27 @@ class TrainingCast:
         if self.trainer is not None and not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
             raise PhaseTimeout(f"the trainer did not end its last step within {limit:g} s (timeouts.step_s)")
 
-    async def stop(self, reason: str) -> None:
-        """End what still runs: the trainer hears why."""
+    async def stop(self, reason: str, *, gently: bool = False) -> None:
+        """End what still runs: the trainer hears why. `gently`: after the step in progress, and a checkpoint of it."""
         try:
+            if gently:
+                await self._end_step()
             await asyncio.wait_for(_await(self.stream.fail.remote(reason)), 10)
             if self.trainer is not None:
-                await asyncio.wait({self.trainer}, timeout=20)
+                await asyncio.wait({self.trainer}, timeout=5 if gently else 20)
         except Exception as error:  # the run ends for another cause, which is the one that is raised
             self._on_failure("shutdown", str(error) or type(error).__name__)
+
+    async def _end_step(self) -> None:
+        """The trainer ends its step and writes a checkpoint, as far as `timeouts.stop_s` lets it."""
+        if self.trainer is None or self.trainer.done():
+            return
+        limit = self._timeouts.stop_s
+        await self.call(self.stream.end_run, limit_s=10.0)
+        if not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
+            self._on_failure(
+                "trainer", f"no checkpoint within {limit:g} s of the stop (timeouts.stop_s): the one before counts"
+            )
 
 
 class Cast(TrainingCast):
@@ -251,10 +264,9 @@ class Cast(TrainingCast):
         await self.call(self.store.lend_folder, version, str(folder))
         await self.samplers.update(version)
 
-    async def stop(self, reason: str) -> None:
-        """End what still runs: the trainer hears why, engines are shut down."""
-        await super().stop(reason)
-        await asyncio.gather(self.samplers.stop(), self.rewards.stop())
+    async def stop(self, reason: str, *, gently: bool = False) -> None:
+        """The same, and engines are shut down."""
+        await asyncio.gather(super().stop(reason, gently=gently), self.samplers.stop(), self.rewards.stop())
 
 
 async def _await(reference: Awaitable[Any]) -> Any:

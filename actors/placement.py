@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import threading
@@ -40,8 +41,7 @@ def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[s
     import ray
 
     needed = needed_resources(config) if needed is None else needed
-    environment = {name: value for name, value in os.environ.items() if name.startswith("HF_HUB_OFFLINE")}
-    runtime = {"env_vars": ENVIRONMENT | environment}
+    runtime = {"env_vars": worker_environment(os.environ)}
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
@@ -58,6 +58,18 @@ def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[s
         )
     check_fits(needed, ray.cluster_resources())
     return context.dashboard_url or ""
+
+
+def worker_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Variables of every worker's environment, beside those that a submitted job has set, which are theirs.
+
+    >>> sorted(worker_environment({"HF_HUB_OFFLINE": "1"}).items() - ENVIRONMENT.items())
+    [('HF_HUB_OFFLINE', '1')]
+    """
+    wanted = ENVIRONMENT | {name: own[name] for name in ("HF_HUB_OFFLINE",) if name in own}
+    job = json.loads(own.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in wanted.items() if name not in taken}
 
 
 def check_machine(config: Config | RewardTraining, needed: Mapping[str, float] | None = None) -> None:

@@ -24,6 +24,7 @@ from larpo.types import Prompt, stable_hash
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"  # fingerprints of what a run was begun with
+_JOB_FILES = "working_dir_files"  # the folder in which Ray unpacks the working directories of submitted jobs
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ def new_folder_of(run: Run, recipe: str) -> Path:
     above = next(parent for parent in folder.resolve().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise DataError(f"run.output_dir = {run.output_dir!r}: no folder can be made in {above}; give another")
+    if _JOB_FILES in folder.resolve().parts:
+        raise ConfigError(
+            f"run.output_dir = {run.output_dir!r}: a submitted job works in Ray's copy of the working directory, which"
+            " Ray deletes; give an absolute path on storage that stays"
+        )
     return folder.resolve()
 
 

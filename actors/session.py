@@ -47,16 +47,19 @@ async def conduct(
         progress.log("prompts", run.prompt_counts())
         begin(run, progress)
         cast = place(run, progress.failed)
-        reason = "the run is over"
+        reason, stopped = "the run is over", False
         try:
             outcome = await watched(cast, progress, work(cast, progress))
             progress.begin(WRITING, run.config.training.iterations, 0)
             results = await asyncio.to_thread(finish, run, outcome)
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            stopped = isinstance(error, asyncio.CancelledError)
+            reason = "the run was stopped" if stopped else f"{type(error).__name__}: {error}"
+            if stopped:
+                progress.say("stopping: the step in progress is ended, and a checkpoint of it written")
             raise
         finally:
-            await cast.stop(reason)
+            await cast.stop(reason, gently=stopped)
             try:
                 await asyncio.to_thread(write_report, run.folder)
             except Exception as error:  # what ended the run is what the user should read

@@ -64,6 +64,7 @@ class Rank:
         started = time.time()
         self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
         self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
+        self._saved = 0  # position of the newest checkpoint
         self._journal = Journal()
         self._restore()
         self._load_reference()
@@ -85,6 +86,8 @@ class Rank:
                 case IterationEnd():
                     self._end_iteration(work)
                 case RunEnd():
+                    if work.position != self._saved:  # the run is stopped within an iteration
+                        self._checkpoint(work.position)
                     self._send({})
                     return
             self._position += 1
@@ -210,6 +213,7 @@ class Rank:
             commit_checkpoint(folder, TrainerState(self._step, self._version, self._since_publish, journal))
             prune(root, self._config.checkpoints.keep)
         self._engine.barrier()
+        self._saved = position
         self._span("checkpoint", started)
 
     def _restore(self) -> None:
@@ -223,7 +227,7 @@ class Rank:
             self._engine.load(folder)
             self._step, self._version = state.step, state.version
             self._since_publish, self._journal = state.steps_since_publish, state.journal
-            self._position = state.journal.position
+            self._position = self._saved = state.journal.position
             notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
             if self._journal.iteration > 0:
                 self._publish(policy_folder(Path(self._spec.run_dir), self._journal.iteration))

@@ -234,6 +234,7 @@ class Timeouts(Section):
     reward_s: Seconds = 300.0  # ranking one list
     stream_idle_s: Seconds = 1800.0  # a side of the stream that makes no progress
     step_s: Seconds = 3600.0  # one optimizer step
+    stop_s: Seconds = 20.0  # after Ctrl-C or SIGTERM: what is left for the step in progress and a checkpoint of it
 
 
 class Config(Section):
