@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from larpo.config import Config
 from larpo.errors import SamplerError
@@ -22,7 +22,7 @@ EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM i
 class EngineOptions:
     """What an engine is started with, beside the model folder."""
 
-    dtype: Literal["bfloat16", "float32", "float16"]
+    dtype: str  # bfloat16, float32 or float16
     trust_remote_code: bool
     tensor_parallel_size: int
     max_model_len: int

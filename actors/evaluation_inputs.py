@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.preparation import CONFIG_FILE, INPUTS_FILE
 from larpo.chat import encode_prompt, stop_token_ids
+from larpo.compute_type import settled
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
 from larpo.policy import PreparedPolicy, open_policy, prepare_policy
@@ -116,6 +117,7 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
 
     Raises ConfigError or DataError naming what cannot be used.
     """
+    config = settled(config)
     check_reward(config.reward)
     if config.evaluation.sweep.reranker is not None:
         check_reward(config.evaluation.sweep.reranker)

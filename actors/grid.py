@@ -29,6 +29,8 @@ from larpo.recipe import arms, flat_knobs, load_config, recipe_name
 from larpo.run_log import read_run_log
 
 _OWN = ("run.", "description")  # knobs that say nothing of what an arm does
+# Nor do those that say how a machine does it: results of a slow one stand beside those of a fast one.
+_OF_THE_MACHINE = ("policy.dtype", "timeouts.", "telemetry.", "samplers.lease_s", "reward.timeout_s")
 _HARDNESS = ("lists/reward_gap", "lists/overlap", "lists/reward_mean", "lists/reward_best", "lists/size")
 
 
@@ -46,7 +48,7 @@ class ArmRun:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        return {key: value for key, value in flat_knobs(self.config).items() if not key.startswith(_OWN)}
+        return _knobs(self.config)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _keep(run: ArmRun, seconds: float) -> None:
         done={key: value for key, value in log.done.items() if key.startswith(("heldout/", "run/"))},
         evaluations={evaluation.label: rounded_rewards(evaluation) for evaluation in _evaluations(run.folder)},
         hardness={name: fmean(found) for name in _HARDNESS if (found := [r[name] for r in log.lists if name in r])},
-        knobs=run.knobs,
+        knobs=_knobs(load_config(str(run.folder / CONFIG_FILE))),
         made={"larpo": larpo.__version__, "commit": _commit(), "machine": _machine(), "seconds": round(seconds)},
     )
     run.result.parent.mkdir(parents=True, exist_ok=True)
@@ -165,11 +167,14 @@ def _drop_checkpoints(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _knobs(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in flat_knobs(config).items() if not key.startswith(_OWN)}
+
+
 def _check_knobs(run: ArmRun, result: ArmResult) -> None:
     ours, theirs = run.knobs, result.knobs
-    changed = [
-        f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if key in theirs and theirs[key] != _plain(ours[key])
-    ]
+    compared = [key for key in ours if key in theirs and not key.startswith(_OF_THE_MACHINE)]
+    changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in compared if theirs[key] != _plain(ours[key])]
     if changed:
         raise DataError(
             f"{run.result} was made with other knobs: {'; '.join(changed)}. Give another --results folder, or remove it"

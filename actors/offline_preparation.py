@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.preparation import PreparedRun, lora_size
 from larpo.chat import end_of_turn, stop_token_ids
+from larpo.compute_type import settled
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError
 from larpo.given_lists import Encoder, GivenList, check_some
@@ -39,6 +40,7 @@ def prepare_offline(config: Config, folder: Path, *, resumed: bool) -> OfflineRu
     """
     if config.preferences.source is None:
         raise ConfigError("preferences.source is not given: set a .jsonl or .parquet path, a hub id, or reasoning_gym")
+    config = settled(config)
     sets = load_preferences(config.preferences)
     policy = prepare_policy(config.policy)
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from larpo.chat import encode_prompt, stop_token_ids
+from larpo.compute_type import settled
 from larpo.config import Config, Run
 from larpo.errors import ConfigError, DataError
 from larpo.knobs import Section
@@ -127,6 +128,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
             f"preferences.source = {config.preferences.source!r}: this recipe trains on answers of a dataset; start it"
             " with scripts.offline, scripts.sft or scripts.train_reward"
         )
+    config = settled(config)
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
     policy = prepare_policy(config.policy)

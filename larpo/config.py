@@ -35,7 +35,7 @@ class Lora(Section):
 class Policy(Section):
     model: str = "smollm2-135m-instruct"  # bundled name, Hugging Face hub id or local folder
     revision: str | None = None  # hub revision
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # weights in samplers, and compute type of the trainer
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # weights in samplers, compute type of the trainer
     trust_remote_code: bool = False  # run Python code that the model folder carries
     require_chat_template: bool = True  # refuse a tokenizer without one; off: a plain "role: text" template
     lora: Lora = Lora()

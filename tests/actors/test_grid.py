@@ -51,6 +51,8 @@ def test_a_result_of_other_knobs_is_not_taken_for_this_one(tmp_path):
     assert [found.arm for found in grid.results()] == ["pairwise"]
     with pytest.raises(DataError, match=r"made with other knobs: sampling\.k: 8 -> 4\. Give another --results"):
         make_grid("small-objectives", ["sampling.k=4"], [0], tmp_path).results()
+    slower = make_grid("small-objectives", ["policy.dtype=float32", "samplers.lease_s=900"], [0], tmp_path)
+    assert [found.arm for found in slower.results()] == ["pairwise"]
 
 
 @pytest.mark.parametrize(
