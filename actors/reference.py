@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from actors.sharding import deepspeed_config, gathered
+from actors.sharding import deepspeed_config, gathered, start_deepspeed
 from actors.weights import published_tensors, read_beside
 from larpo.config import Config
 from larpo.log_probs import PackedLogProbs
@@ -35,10 +35,8 @@ class WholeReference:
         self._scorer = PackedScorer(model.eval().requires_grad_(False), config.training.chunk_tokens)
         self._engine: Any = self._scorer
         if config.training.zero_stage == 3:
-            import deepspeed
-
             settings = deepspeed_config(config, ranks) | {"zero_optimization": {"stage": 3}}
-            self._engine, *_ = deepspeed.initialize(model=self._scorer, config=settings, dist_init_required=False)
+            self._engine = start_deepspeed(model=self._scorer, config=settings)
 
     def score(self, row: PackedRow) -> PackedLogProbs:
         return scored(self._engine, row)

@@ -11,6 +11,19 @@ from larpo.config import Config
 from larpo.lora import adapter_files, adapter_parameters, base_weights, has_lora
 
 
+def start_deepspeed(**arguments: Any) -> Any:
+    """DeepSpeed's engine around a model, in Ray Train's process group: the one place that starts DeepSpeed.
+
+    On CPUs DeepSpeed would first compile a C++ extension of collectives in shared memory, which takes minutes and a
+    compiler. Torch's gloo does all that is needed, so that extension is told to be one that this machine cannot have.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(**arguments, dist_init_required=False)
+    return engine
+
+
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     """What DeepSpeed is told: one list a pass, the step's boundary set by hand, gradients summed in float32.
 

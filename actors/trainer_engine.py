@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.checkpoints import unwritten
 from actors.reference import AdapterReference, Reference, WholeReference
-from actors.sharding import deepspeed_config, put_weights
+from actors.sharding import deepspeed_config, put_weights, start_deepspeed
 from actors.weights import PublishedFolder
 from actors.work import StepWork
 from larpo.attention import attention_implementation
@@ -80,8 +80,6 @@ class TrainerEngine:
         return model.to(self._device)
 
     def _deepspeed(self, model: torch.nn.Module) -> Any:
-        import deepspeed
-
         settings = self._config.training.optimizer
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -94,12 +92,7 @@ class TrainerEngine:
         scorer = PackedScorer(model, self._config.training.chunk_tokens)
         if self._lora:
             drop_frozen_from_state(scorer)
-        engine, *_ = deepspeed.initialize(
-            model=scorer,
-            optimizer=optimizer,
-            config=deepspeed_config(self._config, self._ranks),
-            dist_init_required=False,
-        )
+        engine = start_deepspeed(model=scorer, optimizer=optimizer, config=deepspeed_config(self._config, self._ranks))
         if hasattr(engine.optimizer, "check_grad_overflow"):
             engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
         if hasattr(engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of zeros:

@@ -17,7 +17,7 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
-from actors.sharding import put_weights, zero_config
+from actors.sharding import put_weights, start_deepspeed, zero_config
 from actors.weights import PublishedFolder
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
@@ -32,13 +32,11 @@ class ZeroEngine:
     def __init__(
         self, model: torch.nn.Module, *, optimizer: Optimizer, dtype: str, zero_stage: int, ranks: int
     ) -> None:
-        import deepspeed
-
         self._dtype, self._stage, self._lora = dtype, zero_stage, has_lora(model)
         if self._lora:
             drop_frozen_from_state(model)
         self.device = next(model.parameters()).device
-        self._engine, *_ = deepspeed.initialize(
+        self._engine = start_deepspeed(
             model=model,
             optimizer=torch.optim.AdamW(
                 [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -48,7 +46,6 @@ class ZeroEngine:
                 weight_decay=optimizer.weight_decay,
             ),
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
-            dist_init_required=False,
         )
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
