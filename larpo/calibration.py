@@ -40,6 +40,16 @@ class Reliability:
     observed: tuple[float, ...]
     counts: tuple[int, ...]
 
+    @property
+    def half_widths(self) -> tuple[float, ...]:
+        """Half of each bin's 95% Wilson interval (Wilson 1927), as if its readings were independent: wide with few."""
+        from scipy.stats import binomtest
+
+        confirmed = [round(share * count) for share, count in zip(self.observed, self.counts, strict=True)]
+        tests = [binomtest(hits, count) for hits, count in zip(confirmed, self.counts, strict=True)]
+        intervals = [test.proportion_ci(method="wilson") for test in tests]
+        return tuple(float(interval.high - interval.low) / 2 for interval in intervals)
+
 
 def pairs_of(prompt_id: str, rewards_M: Sequence[float], labels_M: Sequence[float]) -> HeldoutPairs | None:
     """The ordered pairs of one list; None where all labels are equal.

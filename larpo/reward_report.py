@@ -17,7 +17,7 @@ from larpo.run_log import RunLog, read_run_log, series
 _CALIBRATION = (
     "Pairs of held-out answers by the probability sigmoid(r_i - r_j) that the model gives them, each pair read from "
     "both sides, against the share that the data confirms. On the diagonal the model is as sure as it should be; "
-    "flatter than the diagonal, it is too sure."
+    "flatter than the diagonal, it is too sure. A bar is as long as a bin's 95% interval: long where a bin holds few."
 )
 
 
@@ -45,7 +45,10 @@ def calibration_plot(before: HeldoutPairs, after: HeldoutPairs) -> str:
     """Reliability curves of both models with the diagonal, as SVG."""
     curves = [("untrained", GREY, reliability(before)), ("trained", ORANGE, reliability(after))]
     lines = [Line("as sure as it should be", (0, 1), (0, 1), "#c9ced6", marks=False, dashed=True)]
-    lines += [Line(label, curve.predicted, curve.observed, color, marks=True) for label, color, curve in curves]
+    lines += [
+        Line(label, curve.predicted, curve.observed, color, curve.half_widths, marks=True)
+        for label, color, curve in curves
+    ]
     return line_plot([Panel("share confirmed", lines)], "probability that the model gives", whole_x=False)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from larpo.calibration import (
     HeldoutPairs,
+    Reliability,
     accuracy_interval,
     brier_score,
     expected_calibration_error,
@@ -41,6 +42,16 @@ def test_the_curve_is_scikit_learns(pairs, bins):
     assert curve.predicted == pytest.approx(predicted.tolist())
     assert curve.observed == pytest.approx(observed.tolist())
     assert sum(curve.counts) == 600
+
+
+def test_a_bin_of_few_readings_has_a_wide_bar():
+    """By hand, z = 1.96: 1 of 2 gives z sqrt(1/8 + z^2/16) / (1 + z^2/2); a bin where all is confirmed is not sure."""
+    z = 1.959964
+    curve = Reliability(predicted=(0.5, 0.9, 0.9), observed=(0.5, 1.0, 1.0), counts=(2, 2, 200))
+    half, few, many = curve.half_widths
+    assert half == pytest.approx(z * math.sqrt(1 / 8 + z**2 / 16) / (1 + z**2 / 2), rel=1e-5)
+    assert few == pytest.approx(z**2 / 4 / (1 + z**2 / 2), rel=1e-5)
+    assert 0 < many < 0.01 < few
 
 
 def test_the_brier_score_is_scikit_learns(pairs):
