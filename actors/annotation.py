@@ -112,9 +112,7 @@ class Annotation:
         mixed = with_borrowed(joined, negatives, count=count, seed=seed, recent=self._recent)
         self._recent.extend(joined)
         lists = await self._ranked(mixed)
-        ended = time.time()
-        self._progress.span("reward", "rank", started, ended)
-        rate = len(lists) / max(1e-9, ended - started)
+        rate = len(lists) / max(1e-9, time.time() - started)
         await self._offer(lists, {"prompts/ranked": len(lists), "reward/lists_per_second": rate})
         self._progress.ranked += len(lists)
 

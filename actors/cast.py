@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors import placement
+from actors.doing import Doing
 from actors.engine import EngineOptions
 from actors.policies import policy_folder
 from actors.pool import SHUTDOWN_S, SamplerPool
@@ -45,6 +46,7 @@ class RewardPool:
         self._folder = cache_folder if self._section.cache else None
         self._cache: RewardCache | None = None
         self._hits = 0
+        self.doing = Doing()
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
@@ -120,7 +122,8 @@ class RewardPool:
             number = await self._free.get()  # the limit counts from here: waiting for a turn is no fault of the actor
             limit = self._limit * len(requests)
             try:
-                return await asyncio.wait_for(_await(self.actors[number].rank.remote(list(requests))), limit)
+                with self.doing.at_work(f"reward-{number}"):
+                    return await asyncio.wait_for(_await(self.actors[number].rank.remote(list(requests))), limit)
             except (ConfigError, DataError):
                 raise  # the request's fault: another replica would say the same
             except Exception as error:
@@ -160,6 +163,7 @@ class TrainingCast:
     """Store, stream and trainer of one run: all that training on given lists needs."""
 
     samplers: SamplerPool | None = None
+    rewards: RewardPool | None = None
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
@@ -228,6 +232,7 @@ class Cast(TrainingCast):
     """The same with samplers and a reward model."""
 
     samplers: SamplerPool
+    rewards: RewardPool
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)

@@ -31,8 +31,6 @@ class Member:
     status: str = "starting"
     in_flight: int = 0
     stats: SamplerStats | None = None  # the newest, until the monitor has taken it
-    tokens: int = 0  # what the monitor has counted of its actor
-    prompts: int = 0
     busy: bool = False
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 

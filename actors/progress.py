@@ -10,8 +10,9 @@ from typing import Any
 
 from actors.console_page import RunState, SamplerState
 from actors.telemetry import Telemetry
+from larpo.busy import Span, busy_metrics, overlap_metrics, within
 from larpo.config import Config
-from larpo.run_log import Span, busy_metrics
+from larpo.events import failure_kind
 
 STARTING, SAMPLING, EVALUATING = "starting engines and trainer", "sampling and ranking", "held-out evaluation"
 EVALUATING_SNAPSHOT = "evaluation of a snapshot"
@@ -84,6 +85,7 @@ class Progress:
         self._workload = Workload(config)
         self._started = time.time()
         self.refresh_s = config.telemetry.refresh_s
+        self.iterations = self._workload.iterations
         self.phase, self.iteration = "starting", 0
         self.sampled = self.ranked = self.total = 0
         self.step = 0
@@ -96,11 +98,14 @@ class Progress:
         self.samplers: tuple[SamplerState, ...] = ()
         self._spans: list[Span] = []
         self._held: dict[tuple[str, str], Span] = {}
+        self._iteration_since: float | None = None
         self._since: tuple[float, float] | None = None  # when this session's work began, and the share before it
 
     def begin(self, phase: str, iteration: int, total: int, already: int = 0) -> None:
         """A phase of the conductor begins; `already` of its prompts were done before a restart."""
         self.phase, self.iteration = phase, iteration
+        if phase != STARTING:
+            self._iteration_since = self._iteration_since or time.time()
         self.sampled = self.ranked = already
         self.total = total
         self.show()
@@ -131,17 +136,34 @@ class Progress:
             self._telemetry.log("span", **vars(span))
 
     def busy(self) -> dict[str, float]:
-        """Busy shares of samplers, reward model and trainer in this session."""
+        """Busy shares of samplers, reward actors and trainer, and their overlap, since the call before.
+
+        The first call's time begins with the work: engines that start are left out.
+        """
         self.flush()
-        return busy_metrics(self._spans)
+        now = time.time()
+        since, self._iteration_since = self._iteration_since or now, now
+        spans, self._spans = within(self._spans, since, now), []
+        return {**busy_metrics(spans, now - since), **overlap_metrics(spans, now - since)}
+
+    def place(self) -> dict[str, float]:
+        """Where the run is."""
+        share = self._workload.share_done(self.phase, self.iteration, self.ranked, self.step)
+        return {
+            "run/seconds": self._telemetry.seconds(),
+            "run/iteration": float(min(self.iteration + 1, self._workload.iterations)),
+            "run/step": float(self.step),
+            "run/done": share,
+        }
 
     def alarm(self, message: str) -> None:
         self._alarms.append(message)
         self._telemetry.log("alarm", message=message)
 
-    def failed(self, actor: str, reason: str) -> None:
+    def failed(self, actor: str, reason: str, kind: str | None = None) -> None:
+        """`kind` is one of `larpo.events.FAILURE_KINDS`; where it is not given, the actor's name tells it."""
         self._alarms.append(f"{actor}: {reason}"[:200])
-        self._telemetry.log("failure", actor=actor, reason=reason)
+        self._telemetry.log("failure", actor=actor, reason=reason, kind=kind or failure_kind(actor))
 
     def reward_failed(self, candidate: str, reason: str) -> None:
         """The first few failures are told one by one, all are counted."""

@@ -37,6 +37,7 @@ class SamplerStats:
     weight_version: int
     tokens: int
     prompts: int
+    samples: int
     in_flight: int
     busy_seconds: float
     pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
@@ -51,7 +52,7 @@ class Sampler:
     def __init__(self, options: EngineOptions, policy: PreparedPolicy, store: Any) -> None:
         self._options, self._policy, self._store = options, policy, store
         self._version = 0
-        self._tokens = self._prompts = self._in_flight = self._attempts = 0
+        self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
         self._pull_bytes = 0
@@ -89,6 +90,7 @@ class Sampler:
         self._prompts += 1
         self._tokens += sum(len(sample.token_ids) for group in groups for sample in group)
         samples = [(t, sample) for (t, _), group in zip(task.counts, groups, strict=True) for sample in group]
+        self._samples += len(samples)
         return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(samples)]
 
     async def update(self, version: int) -> int:
@@ -128,6 +130,7 @@ class Sampler:
             weight_version=self._version,
             tokens=self._tokens,
             prompts=self._prompts,
+            samples=self._samples,
             in_flight=self._in_flight,
             busy_seconds=self._busy_seconds,
             pull_seconds=self._pull_seconds,

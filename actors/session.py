@@ -84,7 +84,7 @@ async def watched(cast: TrainingCast, progress: Progress, work: Coroutine[Any, A
                     task.result()  # raises the cause; a trainer that ended well has nothing to say
         result = main.result()
         monitor.cancel()
-        await looker.look()
+        await looker.look(last=True)
         return result
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group

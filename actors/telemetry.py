@@ -24,9 +24,11 @@ from actors.telemetry_sinks import RaySink, WandbSink, redact, redact_all
 from larpo.config import Run
 from larpo.config import Telemetry as TelemetrySection
 from larpo.errors import DataError, LarpoError
-from larpo.metrics import check_event, check_names
+from larpo.events import check_event, failure_kind
+from larpo.metrics import check_labels, check_names
 
 METRICS_FILE = "metrics.jsonl"
+_COUNTED = {"alarm": {"run/alarms": 1.0}, "failure": {"run/failures": 1.0}}
 
 
 class Told(Protocol):
@@ -62,9 +64,12 @@ class Telemetry:
 
         A number that is not finite becomes null: the line stays strict JSON, and a column stays numeric.
         """
-        metrics = metrics or {}
+        metrics = {**(metrics or {}), **_COUNTED.get(event, {})}
+        if event == "failure":
+            fields.setdefault("kind", failure_kind(str(fields.get("actor"))))
         check_names(metrics)
         check_event(event, fields)
+        check_labels(metrics, fields)
         taken = {"time", "event", *metrics} & fields.keys()
         if taken:
             raise LarpoError(f"field {min(taken)!r} of event {event!r} is taken by the record; rename it")
@@ -72,7 +77,7 @@ class Telemetry:
         record = {"time": time.time(), "event": event, **_plain(redact_all(fields)), **numbers}
         with self._lock:
             self._write(record)
-            self._send(fields, {name: value for name, value in numbers.items() if value is not None})
+            self._send(event, fields, {name: value for name, value in numbers.items() if value is not None})
         if event == "alarm":
             self.say(f"alarm: {fields['message']}")
         if event == "failure":
@@ -116,11 +121,11 @@ class Telemetry:
         self._file.flush()
         self._index += 1
 
-    def _send(self, fields: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+    def _send(self, event: str, fields: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
         if not numbers:
             return
-        self._ray.log(numbers)
-        if self._wandb is not None:
+        self._ray.log(numbers, fields)
+        if self._wandb is not None and event != "sampler":  # there may be hundreds: wandb gets what they do together
             axes = {key: fields[key] for key in ("step", "iteration", "epoch") if key in fields}
             sink, index = self._wandb, self._index
             self._try_wandb("log", lambda: sink.log(index, {**axes, **numbers}))

@@ -133,30 +133,31 @@ def _wandb_id(path: Path) -> str:
 
 
 class RaySink:
-    """Every metric in the Ray dashboard, as `larpo_GROUP_NOUN`, tagged with the run's name."""
+    """Every metric in the Ray dashboard, as `larpo_GROUP_NOUN`, tagged with the run's name and the metric's labels."""
 
     def __init__(self, run_name: str) -> None:
-        self._tags = {"run": run_name}
+        self._run = run_name
         self._instruments: dict[str, Any] = {}
 
-    def log(self, numbers: Mapping[str, float]) -> None:
-        """Without an initialised Ray there is no dashboard, and nothing is sent."""
+    def log(self, numbers: Mapping[str, float], fields: Mapping[str, Any]) -> None:
+        """`fields` hold the labels. Without an initialised Ray there is no dashboard, and nothing is sent."""
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             self._instruments.clear()
             return
         for name, value in numbers.items():
-            self._send(name, value)
+            self._send(name, value, fields)
 
-    def _send(self, name: str, value: float) -> None:
+    def _send(self, name: str, value: float, fields: Mapping[str, Any]) -> None:
         from ray.util.metrics import Counter, Gauge
 
         metric = METRICS[name]
         make = Gauge if metric.kind == "gauge" else Counter
+        tags = {"run": self._run, **{label: str(fields[label]) for label in metric.labels}}
         if name not in self._instruments:
             text = f"{metric.description} ({metric.unit})"
-            self._instruments[name] = make("larpo_" + name.replace("/", "_"), text, tag_keys=("run",))
+            self._instruments[name] = make("larpo_" + name.replace("/", "_"), text, tag_keys=tuple(tags))
         if metric.kind == "gauge":
-            self._instruments[name].set(value, tags=self._tags)
+            self._instruments[name].set(value, tags=tags)
         elif value > 0:  # Ray refuses an increment of zero
-            self._instruments[name].inc(value, tags=self._tags)
+            self._instruments[name].inc(value, tags=tags)

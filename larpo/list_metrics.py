@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from larpo.config import Config
 from larpo.hardness import hardness
@@ -32,6 +32,7 @@ def _fresh_metrics(groups: Sequence[Sequence[Candidate]]) -> dict[str, float]:
     return {
         "lists/reward_mean": fmean(_rewards(responses)),
         "lists/reward_best": fmean(best),
+        "lists/reward_spread": fmean(pstdev(_rewards(group)) for group in groups),
         "lists/fully_met": fmean(value >= 1.0 for value in best),
         "lists/response_tokens": fmean(len(c.token_ids) for c in responses),
         "lists/cut_off_share": fmean(is_cut(c) for c in responses),

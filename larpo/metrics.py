@@ -1,8 +1,9 @@
-"""Every metric and every event of a run, declared once.
+"""Every metric of a run, declared once.
 
 A gauge is a value at the moment of its record. A counter is an amount since the previous record of that name,
-so that adding up the records gives the total. `actors.telemetry` refuses a name that is not here; the report
-and the Ray dashboard take units and descriptions from here.
+so that adding up the records gives the total. A metric with labels has one value for each value of them: its record
+carries a field of each label's name. `actors.telemetry` refuses a name that is not here; the report and the Ray
+dashboard take units and descriptions from here.
 """
 
 from __future__ import annotations
@@ -19,20 +20,27 @@ Kind = Literal["gauge", "counter"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name (group/noun), unit and meaning."""
+    """A metric's name (group/noun), unit, meaning, and what tells its values at one moment apart."""
 
     name: str
     unit: str
     description: str
     kind: Kind = "gauge"
+    labels: tuple[str, ...] = ()
 
 
-def _gauges(group: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
-    return tuple(Metric(f"{group}/{noun}", unit, text, "gauge") for noun, unit, text in rows)
+def _gauges(group: str, *rows: tuple[str, str, str], labels: tuple[str, ...] = ()) -> tuple[Metric, ...]:
+    return tuple(Metric(f"{group}/{noun}", unit, text, "gauge", labels) for noun, unit, text in rows)
 
 
-def _counters(group: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
-    return tuple(Metric(f"{group}/{noun}", unit, text, "counter") for noun, unit, text in rows)
+def _counters(group: str, *rows: tuple[str, str, str], labels: tuple[str, ...] = ()) -> tuple[Metric, ...]:
+    return tuple(Metric(f"{group}/{noun}", unit, text, "counter", labels) for noun, unit, text in rows)
+
+
+# Label -> what its values are. Those of `kind` are few and named here; those of `sampler` are as many as there are
+# samplers, so that what is told of each of them goes to the file and to Ray's metrics, not to wandb.
+LABELS: Mapping[str, str] = {"sampler": "name of the sampler", "kind": "what failed: `larpo.events.FAILURE_KINDS`"}
+BY_SAMPLER = ("sampler",)
 
 
 _TRAIN = _gauges(
@@ -64,6 +72,7 @@ _LISTS = _gauges(
     "lists",
     ("reward_mean", "reward", "mean reward of the fresh responses"),
     ("reward_best", "reward", "best reward of a prompt's fresh responses, mean over prompts"),
+    ("reward_spread", "reward", "standard deviation of the rewards of a prompt's fresh responses, mean over prompts"),
     ("fully_met", "share", "prompts of which some fresh response has reward 1"),
     ("reward_gap", "reward", "reward of the winners minus the losers, mean over lists"),
     ("overlap", "share", "3-gram overlap of winners and losers, mean over lists"),
@@ -92,38 +101,75 @@ _FLOW = (
         ("cache_hits", "responses", "responses whose reward the run had kept from before"),
     ),
     *_gauges("reward", ("lists_per_second", "lists/s", "lists ranked over ranking seconds")),
-    *_gauges(
+    *_gauges("stream", ("lists", "lists", "lists that wait in the stream")),
+    *_counters(
         "stream",
-        ("lists", "lists", "lists that wait in the stream"),
         ("producer_wait_seconds", "seconds", "ranking held back by a full stream"),
         ("consumer_wait_seconds", "seconds", "trainer held back by an empty stream"),
     ),
 )
+_SAMPLER_NOUNS = (
+    ("prompts", "prompts", "prompts sampled"),
+    ("samples", "responses", "responses sampled"),
+    ("tokens", "tokens", "response tokens sampled"),
+)
+_RATES = tuple((f"{noun}_per_second", f"{unit}/s", f"{text}, of late") for noun, unit, text in _SAMPLER_NOUNS)
 _SAMPLER = (
-    *_gauges("sampler", ("tokens_per_second", "tokens/s", "response tokens sampled over sampling seconds")),
-    *_counters(
+    *_counters("sampler", *_SAMPLER_NOUNS, labels=BY_SAMPLER),
+    *_gauges("sampler", *_RATES, labels=BY_SAMPLER),
+    *_gauges(
         "sampler",
-        ("tokens", "tokens", "response tokens sampled"),
-        ("prompts", "prompts", "prompts sampled"),
+        ("in_flight", "prompts", "prompts that the sampler works on"),
+        ("weight_version", "version", "weight version that the sampler holds"),
+        ("busy", "share", "of the last minute in which the sampler worked"),
+        labels=BY_SAMPLER,
+    ),
+    *_gauges("pool", *((noun, unit, f"{text}; all samplers") for noun, unit, text in _RATES)),
+    *_gauges("pool", ("samplers", "samplers", "samplers that are ready for prompts")),
+    *_counters(
+        "pool",
         ("restarts", "restarts", "dead samplers replaced"),
         ("requeued", "prompts", "prompts that went back to the queue when their lease or sampler ended"),
     ),
 )
-_WEIGHTS = _gauges(
-    "weights",
-    ("version", "version", "newest published weight version"),
-    ("publish_seconds", "seconds", "gathering and publishing one version"),
-    ("pull_seconds", "seconds", "a sampler's pull of one version"),
-    ("pause_seconds", "seconds", "generation paused while weights are replaced"),
-    ("gib", "GiB", "size of one published version"),
+_WEIGHTS = (
+    *_gauges(
+        "weights",
+        ("version", "version", "newest weight version that a sampler holds"),
+        ("publish_seconds", "seconds", "gathering and publishing one version"),
+        ("gib", "GiB", "size of one published version"),
+    ),
+    *_gauges(
+        "weights",
+        ("pull_seconds", "seconds", "a sampler's pull of one version"),
+        ("pause_seconds", "seconds", "generation paused while weights are replaced"),
+        labels=BY_SAMPLER,
+    ),
 )
-_BUSY = _gauges(
+_BUSY = _gauges(  # `flow`: of the last minute; `iteration`: of the iteration
     "busy",
-    ("sampler", "share", "time in which samplers work, mean over samplers"),
-    ("reward", "share", "time in which reward actors work, mean over them"),
-    ("trainer", "share", "time in which trainer ranks work, mean over ranks"),
+    ("sampler", "share", "of the time in which samplers work, mean over samplers"),
+    ("reward", "share", "of the time in which reward actors work, mean over them"),
+    ("trainer", "share", "of the time in which trainer ranks work, mean over ranks"),
+    ("overlap", "share", "of the time in which some sampler or reward actor and some trainer rank work at once"),
+    (
+        "overlap_efficiency",
+        "share",
+        "of an iteration's wall time in which the busier side works, sampling and ranking or training: 1 when the other"
+        " is wholly hidden behind it, about 0.5 when they take turns",
+    ),
 )
-_RUN = _gauges("run", ("seconds", "seconds", "time since the run started, earlier sessions included"))
+_RUN = (
+    *_gauges(
+        "run",
+        ("seconds", "seconds", "time since the run started, earlier sessions included"),
+        ("iteration", "iteration", "iteration that is worked on, from 1"),
+        ("step", "steps", "optimizer steps behind the run"),
+        ("done", "share", "of the planned work behind the run"),
+    ),
+    *_counters("run", ("alarms", "alarms", "alarms told")),
+    *_counters("run", ("failures", "failures", "failures that the run went on from or ended by"), labels=("kind",)),
+)
 _HELDOUT_NOUNS = (
     ("reward", "reward", "mean over held-out prompts of the mean reward of n samples"),
     ("greedy", "reward", "mean reward of the greedy response"),
@@ -202,23 +248,6 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 
-# Event -> the fields that every record of it carries beside its metrics.
-EVENTS: Mapping[str, tuple[str, ...]] = {
-    "start": ("resumed",),  # written by Telemetry when it opens; once more at each resume
-    "prompts": (),  # how many there are, once a session
-    "step": ("step", "iteration", "epoch"),
-    "lists": ("iteration",),  # one part of an iteration's lists
-    "iteration": ("iteration",),  # the end of an iteration
-    # One label a policy; `iteration`, where given, counts the iterations behind it, `step` is that of a snapshot.
-    "evaluation": ("label",),
-    "weights": (),
-    "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
-    "alarm": ("message",),
-    "failure": ("actor", "reason"),
-    "done": (),  # which policy was `taken`, the `last` one's numbers, and why the run `stopped` early, if it did
-}
-SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
-
 
 def check_names(mapping: Iterable[str]) -> None:
     """Raise on the first name that is not declared, naming the nearest one that is."""
@@ -228,13 +257,9 @@ def check_names(mapping: Iterable[str]) -> None:
             raise LarpoError(f"metric {name!r} is not declared (nearest: {near!r}); declare it in larpo/metrics.py")
 
 
-def check_event(event: str, fields: Mapping[str, object]) -> None:
-    """Raise on an unknown event, or one that lacks a field its readers rely on."""
-    if event not in EVENTS:
-        raise LarpoError(f"event {event!r} is not one of {', '.join(EVENTS)}; declare it in larpo/metrics.py")
-    needed = EVENTS[event]
-    missing = [name for name in needed if name not in fields]
-    if missing:
-        raise LarpoError(f"event {event!r} lacks the field {missing[0]!r}; it carries {', '.join(needed)}")
-    if event == "span" and fields["kind"] not in SPAN_KINDS:
-        raise LarpoError(f"span kind {fields['kind']!r} is not one of {', '.join(SPAN_KINDS)}")
+def check_labels(names: Iterable[str], fields: Mapping[str, object]) -> None:
+    """Raise on the first declared metric whose record lacks a field of one of its labels."""
+    for name in names:
+        missing = [label for label in METRICS[name].labels if label not in fields]
+        if missing:
+            raise LarpoError(f"metric {name!r} is told by {missing[0]}: its record lacks the field {missing[0]!r}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from larpo.run_log import Span, busy_shares, merged
+from larpo.busy import Span, busy_shares, merged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from larpo.busy import busy_shares
 from larpo.errors import DataError
 from larpo.evaluation import chosen_text, is_chosen
 from larpo.list_evaluation import list_rows
@@ -31,10 +32,8 @@ from larpo.report_page import (
     section,
     table,
 )
-from larpo.run_log import Record, RunLog, busy_metrics, busy_shares, read_run_log
+from larpo.run_log import Record, RunLog, read_run_log
 from larpo.types import Candidate, CandidateList, stable_hash
-
-__all__ = ["busy_metrics", "busy_shares", "write_report"]
 
 REPORT_FILE = "report.html"
 _MAX_TROUBLES = 200

@@ -6,10 +6,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from larpo.busy import busy_metrics
 from larpo.metrics import METRICS
 from larpo.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, Line, Panel, line_plot, timeline
 from larpo.report_page import figure, missing
-from larpo.run_log import Record, RunLog, busy_metrics, series
+from larpo.run_log import Record, RunLog, series
 
 _Z = 1.96  # half-length of a 95% normal interval in standard errors
 

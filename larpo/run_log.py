@@ -9,21 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from larpo.busy import Span
 from larpo.errors import DataError
 
 Record = Mapping[str, Any]
-
-_IDLE_KINDS = ("wait", "start")
-
-
-@dataclass(frozen=True)
-class Span:
-    """What an actor did from `start` to `end`, in unix seconds."""
-
-    actor: str
-    kind: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -126,46 +115,3 @@ def series(records: Iterable[Record], name: str, x: str) -> tuple[list[float], l
     """The points (record[x], record[name]) of the records that hold a number for both."""
     points = [(r[x], r[name]) for r in records if r.get(x) is not None and r.get(name) is not None]
     return [float(left) for left, _ in points], [float(right) for _, right in points]
-
-
-def merged(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of intervals, as disjoint ones in order.
-
-    >>> merged([(3, 4), (0, 2), (1, 2.5)])
-    [(0, 2.5), (3, 4)]
-    """
-    union: list[tuple[float, float]] = []
-    for start, end in sorted(intervals):
-        if union and start <= union[-1][1]:
-            union[-1] = (union[-1][0], max(union[-1][1], end))
-        else:
-            union.append((start, end))
-    return union
-
-
-def busy_shares(spans: Sequence[Span]) -> dict[str, float]:
-    """Share of the time in which each actor works, waiting and starting excluded.
-
-    The time is that in which any actor is at anything, so that a pause between two sessions of a run counts
-    for nobody.
-    """
-    total = sum(end - start for start, end in merged((span.start, span.end) for span in spans))
-    busy: dict[str, list[tuple[float, float]]] = {span.actor: [] for span in spans}
-    for span in spans:
-        if span.kind not in _IDLE_KINDS:
-            busy[span.actor].append((span.start, span.end))
-    return {
-        actor: sum(end - start for start, end in merged(times)) / total if total else 0.0
-        for actor, times in busy.items()
-    }
-
-
-def busy_metrics(spans: Sequence[Span]) -> dict[str, float]:
-    """`busy/sampler`, `busy/reward` and `busy/trainer`: means over the actors whose names begin so."""
-    shares = busy_shares(spans)
-    means: dict[str, float] = {}
-    for group in ("sampler", "reward", "trainer"):
-        own = [share for actor, share in shares.items() if actor.startswith(group)]
-        if own:
-            means[f"busy/{group}"] = sum(own) / len(own)
-    return means

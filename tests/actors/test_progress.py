@@ -38,6 +38,9 @@ class Records:
     def log(self, event, metrics=None, **fields):
         self.records.append((event, dict(metrics or {})))
 
+    def seconds(self):
+        return 12.0
+
     def update(self, state):
         self.state = state
 
@@ -106,6 +109,7 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
         weight_version=version,
         tokens=tokens,
         prompts=prompts,
+        samples=4 * prompts,
         in_flight=in_flight,
         busy_seconds=0.0,
         pull_seconds=0.25,
@@ -113,31 +117,6 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
         pause_seconds=0.125,
         spans=(),
     )
-
-
-def test_counts_of_the_samplers_add_up_through_replacements_and_quiet_looks():
-    """A counter holds what came since the record before it, whatever was looked at in between."""
-    pool = SimpleNamespace(members=[Member("sampler-0", None), Member("sampler-1", None)], restarts=0, requeued=0)
-    records = Records()
-    monitor = Monitor(SimpleNamespace(samplers=pool), Progress(config(), records))
-
-    def look(first, second):
-        pool.members[0].stats, pool.members[1].stats = first, second
-        monitor._samplers()
-
-    def step():
-        monitor._pass_on(
-            {"rank": 0, "spans": (), "step": 1, "iteration": 0, "epoch": 0, "metrics": {"train/loss": 1}}, {}
-        )
-        return {name.split("/")[1]: n for name, n in records.records[-1][1].items() if name.startswith("sampler/")}
-
-    look(stats(100, 2), stats(50, 1))
-    look(stats(150, 3), None)
-    assert step() == {"tokens": 200, "prompts": 4, "restarts": 0, "requeued": 0}
-    assert step() == {"tokens": 0, "prompts": 0, "restarts": 0, "requeued": 0}
-    pool.restarts, pool.requeued = 1, 3
-    look(stats(30, 1), stats(80, 2, in_flight=0))  # sampler-0 is another one
-    assert step() == {"tokens": 60, "prompts": 2, "restarts": 1, "requeued": 3}
 
 
 def test_an_update_of_weights_is_told_once():
@@ -175,7 +154,11 @@ def look_at(**said):
 
     pool = SimpleNamespace(members=[], restarts=0, requeued=0, poll=nothing)
     cast = SimpleNamespace(
-        call=answer, stream=SimpleNamespace(status=None), samplers=pool, run=SimpleNamespace(config=config())
+        call=answer,
+        stream=SimpleNamespace(status=None),
+        samplers=pool,
+        rewards=None,
+        run=SimpleNamespace(config=config()),
     )
     try:
         asyncio.run(Monitor(cast, Progress(config(), records)).look())

@@ -80,6 +80,16 @@ def test_undeclared_names_and_fields_in_the_way_are_refused(tmp_path: Path) -> N
     assert len(records(tmp_path)) == 1
 
 
+def test_alarms_and_failures_are_counted_and_a_failure_has_a_kind(tmp_path: Path) -> None:
+    with opened(tmp_path)[0] as telemetry:
+        telemetry.log("failure", actor="sampler-3", reason="killed by signal 9")
+        telemetry.log("failure", actor="sampler-3", reason="no answer", kind="lease")
+        telemetry.log("alarm", message="gap 0.2 above 0.1")
+    *failures, alarm = records(tmp_path)[1:]
+    assert [(record["kind"], record["run/failures"]) for record in failures] == [("sampler", 1), ("lease", 1)]
+    assert alarm["run/alarms"] == 1
+
+
 def test_plain_numbers() -> None:
     values = (3, True, 2.5, np.int32(4), np.float64(0.5), torch.tensor(1.5), float("inf"))
     plain = [plain_number(value) for value in values]
@@ -238,7 +248,7 @@ def test_ray_gets_gauges_and_counters_only_when_it_runs(monkeypatch: pytest.Monk
     def instrument(verb: str) -> Any:
         def make(name: str, text: str, tag_keys: tuple[str, ...]) -> Any:
             assert text
-            assert tag_keys == ("run",)
+            assert tag_keys == (("run", "sampler") if "_sampler_" in name else ("run",))
             return types.SimpleNamespace(**{verb: lambda value, tags: sent.append((verb, name, value, tags))})
 
         return make
@@ -250,13 +260,15 @@ def test_ray_gets_gauges_and_counters_only_when_it_runs(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray.util", types.SimpleNamespace(metrics=metrics))
     monkeypatch.setitem(sys.modules, "ray.util.metrics", metrics)
     sink = RaySink("run-1")
-    sink.log({"train/loss": 1.0})
+    sink.log({"train/loss": 1.0}, {})
     assert sent == []
     running[0] = True
-    sink.log({"train/loss": 2.0, "train/tokens": 512, "train/bad_steps": 0})
+    sink.log({"train/loss": 2.0, "train/tokens": 512, "train/bad_steps": 0}, {"step": 3})
+    sink.log({"sampler/tokens": 40}, {"sampler": "sampler-7"})
     assert sent == [
         ("set", "larpo_train_loss", 2.0, {"run": "run-1"}),
         ("inc", "larpo_train_tokens", 512, {"run": "run-1"}),
+        ("inc", "larpo_sampler_tokens", 40, {"run": "run-1", "sampler": "sampler-7"}),
     ]
 
 

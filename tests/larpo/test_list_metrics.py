@@ -19,6 +19,7 @@ def test_numbers_of_a_part(make_list):
     expected = {
         "lists/reward_mean": (1 + 0 + 0 + 0.5 + 0.5 + 1) / 6,
         "lists/reward_best": (1 + 0.5 + 1) / 3,
+        "lists/reward_spread": ((2 / 9) ** 0.5 + 0 + 0) / 3,
         "lists/fully_met": 2 / 3,
         "lists/response_tokens": (4 + 2 + 6 + 3 + 3 + 5) / 6,
         "lists/cut_off_share": 1 / 6,

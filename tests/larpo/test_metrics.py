@@ -5,7 +5,8 @@ import re
 import pytest
 
 from larpo.errors import LarpoError
-from larpo.metrics import EVENTS, METRICS, check_event, check_names
+from larpo.events import EVENTS, FAILURE_KINDS, check_event, failure_kind
+from larpo.metrics import LABELS, METRICS, check_labels, check_names
 
 FINAL = ("reward_before", "reward_after", "reward_diff", "reward_diff_low", "reward_diff_high")
 
@@ -17,6 +18,7 @@ def test_every_name_is_group_slash_noun_with_unit_and_description() -> None:
         assert metric.unit
         assert metric.description
         assert metric.kind in ("gauge", "counter")
+        assert set(metric.labels) <= set(LABELS)
 
 
 def test_the_names_of_the_final_record_are_declared() -> None:
@@ -42,3 +44,16 @@ def test_events_name_their_fields() -> None:
     with pytest.raises(LarpoError, match="span kind 'sleep'"):
         check_event("span", {"actor": "a", "kind": "sleep", "start": 0.0, "end": 1.0})
     assert not any("/" in field for fields in EVENTS.values() for field in fields)
+
+
+def test_a_metric_by_sampler_is_refused_where_the_sampler_is_not_named() -> None:
+    check_labels(["sampler/tokens", "train/loss"], {"sampler": "sampler-0"})
+    with pytest.raises(LarpoError, match="'sampler/tokens' is told by sampler: its record lacks the field 'sampler'"):
+        check_labels(["train/loss", "sampler/tokens"], {"iteration": 0})
+
+
+def test_failures_are_of_a_few_kinds() -> None:
+    check_event("failure", {"actor": "sampler-0", "kind": "lease", "reason": "late"})
+    with pytest.raises(LarpoError, match="failure kind 'gremlins' is not one of sampler, reward"):
+        check_event("failure", {"actor": "sampler-0", "kind": "gremlins", "reason": "late"})
+    assert {failure_kind(actor) for actor in ("sampler-0", "reward-1", "trainer", "shutdown")} <= set(FAILURE_KINDS)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from larpo.busy import Span
 from larpo.errors import DataError
-from larpo.metrics import check_event, check_names
+from larpo.events import check_event
+from larpo.metrics import check_names
 from larpo.plots import actor_order, running_mean, time_cuts
 from larpo.records import write_part
-from larpo.report import busy_metrics, busy_shares, write_report
+from larpo.report import write_report
 from larpo.report_figures import (
     boundaries,
     evaluated,
@@ -26,7 +28,7 @@ from larpo.report_figures import (
     training_reward,
     with_position,
 )
-from larpo.run_log import Span, kept_evaluations, kept_steps, make_run_log, merged, read_run_log, series
+from larpo.run_log import kept_evaluations, kept_steps, make_run_log, read_run_log, series
 from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
 
 T0 = 1_790_000_000.0
@@ -114,7 +116,7 @@ def run_records(iterations: int = 3) -> list[dict[str, Any]]:
         records.append({"event": "iteration", "iteration": iteration, "lists/reward_mean": 0.16 + 0.09 * iteration})
         records.append(heldout(f"iteration {iteration + 1}", 0.15 + 0.09 * (iteration + 1)))
     records.insert(20, {"event": "alarm", "message": "log-probability gap 0.131 above 0.1 at step 7 <b>"})
-    records.insert(40, {"event": "failure", "actor": "sampler-1", "reason": "killed by signal 9"})
+    records.insert(40, {"event": "failure", "actor": "sampler-1", "kind": "sampler", "reason": "killed by signal 9"})
     return [{"time": T0 + index, **record} for index, record in enumerate(records)]
 
 
@@ -352,22 +354,7 @@ def test_positions_of_parts_and_boundaries_of_iterations() -> None:
     assert boundaries(steps) == [(0.5, "iteration 1"), (2.5, "iteration 2")]
 
 
-def test_busy_shares_count_work_once_and_waiting_never() -> None:
-    spans = [
-        Span("sampler-0", "sample", 0, 4),
-        Span("sampler-0", "sample", 2, 6),  # two prompts at a time
-        Span("sampler-1", "sample", 0, 2),
-        Span("trainer", "wait", 0, 6),
-        Span("trainer", "train", 6, 10),
-        Span("trainer", "train", 1000, 1010),  # after a resume
-    ]
-    assert busy_shares(spans) == {"sampler-0": 6 / 20, "sampler-1": 2 / 20, "trainer": 14 / 20}
-    assert busy_metrics(spans) == {"busy/sampler": (0.3 + 0.1) / 2, "busy/trainer": 0.7}
-    assert busy_shares([]) == {}
-
-
 def test_small_helpers_of_the_plots() -> None:
-    assert merged([(3, 4), (0, 2), (1, 2.5)]) == [(0, 2.5), (3, 4)]
     assert running_mean([0.0, 3.0, 6.0], 1) == [1.5, 3.0, 4.5]
     assert sorted(["trainer", "sampler-10", "reward-0", "sampler-2"], key=actor_order) == [
         "sampler-2", "sampler-10", "reward-0", "trainer",
