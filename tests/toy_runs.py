@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -77,6 +79,27 @@ def marked_processes(mark: str) -> list[psutil.Process]:
             return False
 
     return [process for process in psutil.process_iter() if is_ours(process)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Below those that Ray gives its workers."""
+    found: list[int] = []
+    for port in range(6500, 9900):
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+def until(condition, limit_s: float, tell=lambda: "") -> float:
+    """Seconds until `condition` holds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + limit_s, tell()[-4000:]
+        time.sleep(0.2)
+    return time.monotonic() - started
 
 
 class Runs:

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy_runs import REPOSITORY, check_exactly_once, marked_processes, records, write_toy
+from tests.toy_runs import REPOSITORY, check_exactly_once, free_ports, marked_processes, records, until, write_toy
 
 pytestmark = pytest.mark.slow
 ROOMS = ("larpo", "actors", "scripts")
@@ -103,27 +102,6 @@ def bare_python(folder: Path) -> Path:
     found = subprocess.run([python, "-c", "import ray, larpo"], cwd=folder, capture_output=True, text=True)
     assert "No module named 'larpo'" in found.stderr, found.stderr
     return python
-
-
-def free_ports(count: int) -> list[int]:
-    """Below those that Ray gives its workers."""
-    found: list[int] = []
-    for port in range(6500, 9900):
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
-def until(condition, limit_s: float, tell=lambda: "") -> float:
-    """Seconds until `condition` holds."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started + limit_s, tell()[-4000:]
-        time.sleep(0.2)
-    return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
