@@ -13,19 +13,21 @@ from typing import Any, TypeVar
 from actors import placement
 from actors.doing import Doing
 from actors.engine import EngineOptions
+from actors.obituary import in_short, is_death, obituary, rank_failures, told
 from actors.policies import policy_folder
-from actors.pool import SHUTDOWN_S, SamplerPool
+from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.reward import Described
 from actors.trainer import TrainSpec
 from actors.weights import published_version
 from larpo.config import Config
-from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
+from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError, TrainingError
 from larpo.reward_cache import RewardCache
 from larpo.rewards import Request, Reward
 
 T = TypeVar("T")
 REWARD_ATTEMPTS = 3
+POLL_S = 1.0  # a look does not wait for a replica
 REWARD_CACHE = "rewards.sqlite"  # in the run folder
 
 
@@ -40,6 +42,7 @@ class RewardPool:
     ) -> None:
         timeouts = config.timeouts
         self._section, self._limit = config.reward, timeouts.reward_s
+        self._shutdown_limit = timeouts.shutdown_s
         has_engine = any(section.kind == "vllm" for section in self._section.sections())
         self._start_limit = ("engine_start_s", timeouts.engine_start_s) if has_engine else ("reward_s", self._limit)
         self._on_failure = on_failure
@@ -47,6 +50,8 @@ class RewardPool:
         self._cache: RewardCache | None = None
         self._hits = 0
         self.doing = Doing()
+        self._pending: dict[int, Sequence[Request]] = {}  # what each actor works on
+        self._memory: dict[int, int] = {}  # bytes that each actor held when it was last asked
         self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
@@ -72,7 +77,8 @@ class RewardPool:
         except LarpoError:
             raise
         except Exception as error:
-            reason = str(error) or f"no answer in {limit:g} s (timeouts.{knob})"
+            late = f"no answer in {limit:g} s (timeouts.{knob})"
+            reason = late if isinstance(error, TimeoutError) else await obituary(error, self.actors[number])
             raise RewardError(f"reward-{number} could not start: {reason}") from error
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
@@ -121,15 +127,21 @@ class RewardPool:
         for _ in range(REWARD_ATTEMPTS):
             number = await self._free.get()  # the limit counts from here: waiting for a turn is no fault of the actor
             limit = self._limit * len(requests)
+            self._pending[number] = requests
             try:
                 with self.doing.at_work(f"reward-{number}"):
                     return await asyncio.wait_for(_await(self.actors[number].rank.remote(list(requests))), limit)
             except (ConfigError, DataError):
                 raise  # the request's fault: another replica would say the same
+            except TimeoutError:
+                late = PhaseTimeout(f"no answer in {limit:g} s (timeouts.reward_s a list)")
+                causes.append(str(late))
+                await self._replace(number, late)
             except Exception as error:
-                causes.append(str(error) or f"no answer in {limit:g} s (timeouts.reward_s a list)")
-                await self._replace(number, causes[-1])
+                causes.append(in_short(error))
+                await self._replace(number, error)
             finally:
+                self._pending.pop(number, None)
                 self._free.put_nowait(number)
         raise RewardError(f"{len(requests)} lists could not be ranked in {REWARD_ATTEMPTS} attempts: {causes}")
 
@@ -137,14 +149,26 @@ class RewardPool:
         """End what the actors hold, an engine's processes too, then the actors."""
         closing = [_await(actor.close.remote()) for actor in self.actors]
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), SHUTDOWN_S)
+            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), self._shutdown_limit)
         for actor in self.actors:
             placement.kill(actor)
         if self._cache is not None:
             self._cache.close()
 
-    async def _replace(self, number: int, reason: str) -> None:
+    def pending_ids(self) -> list[str]:
+        """The prompts whose responses are with a replica."""
+        return [prompt.id for requests in self._pending.values() for prompt, _ in requests]
+
+    async def poll(self) -> None:
+        """Ask every replica what memory it holds; one that does not answer at once is found by the next batch."""
+        for number, actor in enumerate(self.actors if self.fingerprint else ()):
+            with suppress(Exception):
+                stats = await asyncio.wait_for(_await(actor.stats.remote()), POLL_S)
+                self._memory[number] = int(stats["memory_bytes"])
+
+    async def _replace(self, number: int, error: Exception) -> None:
         """A new actor in the place of one that failed; RewardError when it is of another mind."""
+        reason = await obituary(error, self.actors[number], self._memory.pop(number, 0))
         self._on_failure(f"reward-{number}", reason)
         placement.kill(self.actors[number])
         self.actors[number] = placement.place_reward(self._section)
@@ -167,7 +191,7 @@ class TrainingCast:
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
-        self.store = placement.place_store()
+        self.store = placement.place_store(run.config.training.max_failures)
         self.stream = placement.place_stream(run.config, str(run.lists))
         self.trainer: asyncio.Task[None] | None = None
 
@@ -179,19 +203,43 @@ class TrainingCast:
             stream=self.stream,
             store=self.store,
         )
-        self.trainer = asyncio.create_task(placement.train(spec))
+        self.trainer = asyncio.create_task(self._train(spec))
+
+    async def _train(self, spec: TrainSpec) -> None:
+        """To the end of the stream; raises TrainingError with how each rank ended, and its log's last lines."""
+        try:
+            await placement.train(spec)
+        except TrainingError as error:
+            ranks = rank_failures(getattr(error.__cause__, "worker_failures", {}))
+            if not ranks:
+                raise
+            ends = [f"rank {each.rank}: {await told(each.reason, each.actor_id)}" for each in ranks]
+            limit = self.run.config.training.max_failures
+            message = f"the training group failed, after {limit} restarts (training.max_failures):"
+            raise TrainingError("\n".join([message, *ends])) from error
 
     async def call(self, method: Any, *arguments: Any, limit_s: float | None = None) -> Any:
-        """Call a method of the store or the stream; PhaseTimeout when it does not answer in time."""
+        """Call a method of the store or the stream; PhaseTimeout when it does not answer in time.
+
+        Ray starts a dead one again and repeats the call; TrainingError when it died too often for that.
+        """
         limit = limit_s or self._timeouts.weights_s
         try:
             return await asyncio.wait_for(_await(method.remote(*arguments)), None if limit == math.inf else limit)
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
+        except Exception as error:
+            if not is_death(error):
+                raise
+            raise TrainingError(
+                f"{method._method_name} has nobody to answer it: its actor died more often than"
+                f" training.max_failures = {self.run.config.training.max_failures} allows; resume the run."
+                f" The last time {await obituary(error)}"
+            ) from error
 
     async def is_trained(self, iteration: int, wait_s: float = 5.0) -> bool:
         """Whether the trainer has published the end of `iteration`, waiting a little for it."""
-        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=120.0)
+        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=wait_s + self._timeouts.answer_s)
 
     async def wait_trained(self, iteration: int) -> None:
         """Until the trainer has published the end of `iteration`; a step that takes too long is an error."""
@@ -210,9 +258,10 @@ class TrainingCast:
         try:
             if gently:
                 await self._end_step()
-            await asyncio.wait_for(_await(self.stream.fail.remote(reason)), 10)
+            limit = self._timeouts.shutdown_s
+            await asyncio.wait_for(_await(self.stream.fail.remote(reason)), limit)
             if self.trainer is not None:
-                await asyncio.wait({self.trainer}, timeout=5 if gently else 20)
+                await asyncio.wait({self.trainer}, timeout=min(limit, 5.0) if gently else limit)
         except Exception as error:  # the run ends for another cause, which is the one that is raised
             self._on_failure("shutdown", str(error) or type(error).__name__)
 
@@ -221,7 +270,7 @@ class TrainingCast:
         if self.trainer is None or self.trainer.done():
             return
         limit = self._timeouts.stop_s
-        await self.call(self.stream.end_run, limit_s=10.0)
+        await self.call(self.stream.end_run, limit_s=limit)
         if not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
             self._on_failure(
                 "trainer", f"no checkpoint within {limit:g} s of the stop (timeouts.stop_s): the one before counts"

@@ -8,9 +8,12 @@ from typing import Any
 
 from actors.console_page import SamplerState
 from actors.flow import Flow
+from actors.obituary import obituary, told
 from actors.pool import Member
 from actors.progress import Progress
 from actors.sampler import SamplerStats
+from actors.vitals import Vitals
+from actors.watchdog import Watchdog, parts_of
 from actors.work import StreamStatus
 from larpo.errors import PhaseTimeout, TrainingError
 
@@ -23,6 +26,10 @@ class Monitor:
         self._flow = Flow(progress)
         self._versions: dict[str, int] = {}
         self._tokens_then = 0  # at the look before
+        self._watchdog = Watchdog(cast.run.config.timeouts.stalled_s)
+        self._store: asyncio.Task[Vitals] | None = None  # what the store was asked
+        self._vitals: dict[str, Vitals] = {}  # of stream and store, at the look before
+        self._memory: dict[int, int] = {}  # bytes that each rank of the trainer held when it last spoke
 
     async def watch(self) -> None:
         """Until cancelled. An error of the monitor is the run's: a stream that is gone ends it."""
@@ -32,13 +39,22 @@ class Monitor:
 
     async def look(self, *, last: bool = False) -> None:
         """Ask once; `last`: tell all that was not told yet."""
+        self._store = self._store or self._ask_store()
         moving, self._tokens_then = self._flow.tokens > self._tokens_then, self._flow.tokens
-        status = await self._cast.call(self._cast.stream.status, moving, limit_s=120.0)
+        limit = self._cast.run.config.timeouts.answer_s
+        status = await self._cast.call(self._cast.stream.status, moving, limit_s=limit)
         self._progress.waiting = status.waiting
         for record in status.reports:
             self._pass_on(record)
         for message in status.alarms:
             self._progress.alarm(message)
+        for each in status.failures:
+            reason = await told(each.reason, each.actor_id, self._memory.get(each.rank, 0))
+            self._progress.failed(f"trainer-{each.rank}", reason)
+        await self._same_process("stream", self._cast.stream, status.vitals)
+        if self._store.done():
+            await self._same_process("store", self._cast.store, await self._store)
+            self._store = self._ask_store()
         if status.error is not None:
             raise TrainingError(status.error)
         self._check_trainer(status)
@@ -46,10 +62,27 @@ class Monitor:
             await self._cast.samplers.poll()
             self._samplers()
         if self._cast.rewards is not None:
+            await self._cast.rewards.poll()
             for actor, start, end in self._cast.rewards.doing.take():
                 self._flow.span(actor, "rank", start, end)
         self._flow.tell(status, self._cast.samplers, last=last)
+        still = self._watchdog.look(parts_of(self._cast, self._progress, status, self._flow.tokens))
+        if still:
+            self._progress.alarm(still)
         self._progress.show()
+
+    def _ask_store(self) -> asyncio.Task[Vitals]:
+        """It answers between two publications: nobody waits for that here."""
+        timeouts = self._cast.run.config.timeouts
+        limit = timeouts.weights_s + timeouts.answer_s
+        return asyncio.create_task(self._cast.call(self._cast.store.vitals, limit_s=limit))
+
+    async def _same_process(self, name: str, actor: Any, found: Vitals) -> None:
+        """Tell of an actor that Ray has started again."""
+        before = self._vitals.get(name, found)
+        if before.process != found.process:
+            self._progress.failed(name, await obituary(None, actor, before.memory_bytes))
+        self._vitals[name] = found
 
     def _check_trainer(self, status: StreamStatus) -> None:
         """A trainer that says nothing for longer than a step may take has hung: the run ends, and says so."""
@@ -65,6 +98,7 @@ class Monitor:
             )
 
     def _pass_on(self, record: Mapping[str, Any]) -> None:
+        self._memory[record["rank"]] = record.get("memory_bytes", 0)
         for kind, start, end in record["spans"]:
             self._flow.span(f"trainer-{record['rank']}", kind, start, end)
             if kind == "publish" and record["rank"] == 0:

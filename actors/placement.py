@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import EngineOptions
+from actors.memo import RayMemo
 from actors.reward import RewardActor
 from actors.reward_trainer import RewardSpec, reward_loop
 from actors.sampler import Sampler
@@ -138,17 +139,23 @@ def _local_gpus() -> dict[str, float]:
     return {"GPU": float(count)} if count else {}
 
 
-def place_store() -> Any:
+def place_store(restarts: int = 0) -> Any:
     import ray
 
-    return ray.remote(WeightStore).options(num_cpus=0).remote()
+    return ray.remote(WeightStore).options(num_cpus=0, **_started_again(restarts)).remote(memo=RayMemo())
+
+
+def _started_again(restarts: int) -> dict[str, int]:
+    """Ray starts the actor again under the same handle, and repeats the calls that were lost with its process."""
+    return {"max_restarts": restarts, "max_task_retries": -1}
 
 
 def place_stream(config: Config, lists_folder: str) -> Any:
     import ray
 
-    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000)
-    return actor.remote(config, lists_folder)
+    again = _started_again(config.training.max_failures)
+    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000, **again)
+    return actor.remote(config, lists_folder, RayMemo())
 
 
 def place_reward(section: Reward) -> Any:
@@ -183,6 +190,15 @@ def place_desk(lists: Mapping[str, Any]) -> Any:
     return ray.remote(TrainingDesk).options(num_cpus=0).remote(lists)
 
 
+def on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on that node, beside whatever has its resources; the reference to what it returns."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(*arguments)
+
+
 def kill(actor: Any) -> None:
     import ray
 
@@ -214,7 +230,7 @@ async def train(spec: TrainSpec) -> None:
 
 def _fit(spec: TrainSpec) -> None:
     training, limit = spec.config.training, spec.config.timeouts.step_s
-    fit_group(train_loop, spec, spec.checkpoints, training, step_s=limit)
+    fit_group(train_loop, spec, spec.checkpoints, training, step_s=limit, tell=spec.stream.group_failed)
 
 
 def fit_reward_model(spec: RewardSpec) -> None:
@@ -223,8 +239,13 @@ def fit_reward_model(spec: RewardSpec) -> None:
     fit_group(reward_loop, spec, spec.checkpoints, training, step_s=limit)
 
 
-def fit_group(loop: Callable, spec: Any, storage: Path, training: Training | RewardFit, *, step_s: float) -> None:
-    """Run a Ray Train group whose ranks call `loop({"spec": spec})`, restarting it as `training` says."""
+def fit_group(
+    loop: Callable, spec: Any, storage: Path, training: Training | RewardFit, *, step_s: float, tell: Any = None
+) -> None:
+    """Run a Ray Train group whose ranks call `loop({"spec": spec})`, restarting it as `training` says.
+
+    `tell` is an actor's method that hears of the ranks that ended before their time.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -239,9 +260,23 @@ def fit_group(loop: Callable, spec: Any, storage: Path, training: Training | Rew
             name="ray_train",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=training.max_failures),
+            callbacks=[_listener(tell)] if tell is not None else None,
         ),
     )
     try:
         trainer.fit()
     except Exception as error:
         raise TrainingError(f"the training group failed: {error}") from error
+
+
+def _listener(tell: Any) -> Any:
+    """Lives in Ray Train's controller, and passes on how ranks ended."""
+    from ray.train import UserCallback
+
+    class Listener(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            from actors.obituary import rank_failures
+
+            tell.remote(rank_failures(worker_exceptions))
+
+    return Listener()

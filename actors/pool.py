@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.obituary import in_short, is_death, obituary
 from actors.sampler import SamplerStats, SampleTask
 from larpo.config import Samplers, Timeouts
 from larpo.errors import PhaseTimeout, SamplerError
 from larpo.types import Candidate
 
 ATTEMPTS_PER_PROMPT = 3
-SHUTDOWN_S = 15.0
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Member:
     in_flight: int = 0
     stats: SamplerStats | None = None  # the newest, until the monitor has taken it
     busy: bool = False
+    memory_bytes: int = 0  # that its actor held when it was last asked
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -51,6 +52,7 @@ class SamplerPool:
         self._samplers, self._timeouts = samplers, timeouts
         self._per_sampler = prompts_per_sampler
         self._restarts = 0
+        self.pending: dict[str, str] = {}  # prompt in flight -> sampler that has its lease
         self.requeued = 0  # prompts that went back to the queue
         self._version = 0  # of the weights that every sampler should have, a replacement too
         self.members: list[Member] = []
@@ -90,7 +92,8 @@ class SamplerPool:
                 f"{member.name} did not start its engine within {limit:g} s (timeouts.engine_start_s)"
             ) from error
         except Exception as error:
-            raise SamplerError(f"{member.name} could not start its engine: {error}") from error
+            reason = await obituary(error, member.actor)
+            raise SamplerError(f"{member.name} could not start its engine: {reason}") from error
         member.status = "ready"
         member.ready.set()
         async with self._changed:
@@ -103,17 +106,19 @@ class SamplerPool:
             self.requeued += attempt > 0
             member = await self._acquire()
             actor = member.actor
+            self.pending[task.key] = member.name
             try:
                 return await asyncio.wait_for(_result(actor.sample.remote(task)), self._samplers.lease_s)
             except TimeoutError:
-                reason = f"no answer within the lease of {self._samplers.lease_s:g} s (samplers.lease_s)"
-                reasons.append(f"{member.name}: {reason}")
-                self._replace(member, actor, reason)
+                late = PhaseTimeout(f"no answer within the lease of {self._samplers.lease_s:g} s (samplers.lease_s)")
+                reasons.append(f"{member.name}: {late}")
+                self._replace(member, actor, late)
             except Exception as error:
-                reasons.append(f"{member.name}: {error}")
-                if _is_death(error) or await self._is_broken(actor):
-                    self._replace(member, actor, str(error))
+                reasons.append(f"{member.name}: {in_short(error)}")
+                if is_death(error) or await self._is_broken(actor):
+                    self._replace(member, actor, error)
             finally:
+                self.pending.pop(task.key, None)
                 await self._release(member)
         raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))
 
@@ -136,24 +141,25 @@ class SamplerPool:
 
     async def _is_broken(self, actor: Any) -> bool:
         try:
-            await asyncio.wait_for(_result(actor.stats.remote()), 30)
+            await asyncio.wait_for(_result(actor.stats.remote()), self._timeouts.answer_s)
         except Exception:
             return True
         return False
 
-    def _replace(self, member: Member, actor: Any, reason: str) -> None:
+    def _replace(self, member: Member, actor: Any, error: Exception) -> None:
         """Put a new actor in the place of one that ended, in the background; the first caller to notice does it."""
         if member.actor is not actor or not member.ready.is_set():
             return
         member.ready.clear()
         member.status = "restarting"
-        task = asyncio.create_task(self._restart(member, reason))
+        task = asyncio.create_task(self._restart(member, error))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
-    async def _restart(self, member: Member, reason: str) -> None:
+    async def _restart(self, member: Member, error: Exception) -> None:
         """Start new actors until one runs; past the limit, whoever waits for a sampler hears why."""
         limit = self._samplers.max_restarts
+        reason = await obituary(error, member.actor, member.memory_bytes)
         while not member.ready.is_set():
             self._on_failure(member.name, reason)
             self._restarts += 1
@@ -167,10 +173,10 @@ class SamplerPool:
                 return
             try:
                 self._kill(member.actor)
-                member.actor = self._spawn(member.name)
+                member.actor, member.memory_bytes = self._spawn(member.name), 0
                 await self._start(member)
-            except Exception as error:
-                reason = str(error)
+            except Exception as again:
+                reason = str(again)
 
     async def update(self, version: int) -> None:
         """Every sampler pulls the weights of that version; one that cannot is replaced, and starts with them."""
@@ -183,15 +189,17 @@ class SamplerPool:
         try:
             member.version = await asyncio.wait_for(_result(actor.update.remote(self._version)), limit)
             member.status = "ready"
+        except TimeoutError:
+            late = PhaseTimeout(f"no weight update within {limit:g} s (timeouts.weights_s)")
+            self._replace(member, actor, late)
         except Exception as error:
-            reason = str(error) or f"no weight update within {limit:g} s (timeouts.weights_s)"
-            self._replace(member, actor, reason)
+            self._replace(member, actor, error)
 
     async def stop(self) -> None:
         """End every engine, then its actor: an engine that is killed with it leaves its queues in shared memory."""
         shutdowns = [_result(member.actor.shutdown.remote()) for member in self.members if member.ready.is_set()]
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*shutdowns, return_exceptions=True), SHUTDOWN_S)
+            await asyncio.wait_for(asyncio.gather(*shutdowns, return_exceptions=True), self._timeouts.shutdown_s)
         for member in self.members:
             self._kill(member.actor)
 
@@ -204,21 +212,15 @@ class SamplerPool:
                 continue
             actor = member.actor
             try:
-                stats: SamplerStats = await asyncio.wait_for(_result(actor.stats.remote()), 60)
+                stats: SamplerStats = await asyncio.wait_for(_result(actor.stats.remote()), self._timeouts.answer_s)
                 member.stats, member.version = stats, stats.weight_version
+                member.memory_bytes = stats.memory_bytes
             except TimeoutError:
                 continue  # busy in a blocking call: the leases decide
             except Exception as error:
-                self._replace(member, actor, str(error))
+                self._replace(member, actor, error)
 
 
 async def _result(reference: Awaitable[Any]) -> Any:
     """A coroutine around an object reference, which asyncio can cancel."""
     return await reference
-
-
-def _is_death(error: Exception) -> bool:
-    """Whether the actor itself is gone, rather than its method having raised."""
-    from ray.exceptions import RayActorError
-
-    return isinstance(error, RayActorError)

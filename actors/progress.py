@@ -162,7 +162,7 @@ class Progress:
 
     def failed(self, actor: str, reason: str, kind: str | None = None) -> None:
         """`kind` is one of `larpo.events.FAILURE_KINDS`; where it is not given, the actor's name tells it."""
-        self._alarms.append(f"{actor}: {reason}"[:200])
+        self._alarms.append(f"{actor}: {reason.splitlines()[0]}"[:200])
         self._telemetry.log("failure", actor=actor, reason=reason, kind=kind or failure_kind(actor))
 
     def reward_failed(self, candidate: str, reason: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.vitals import vitals
 from actors.vllm_reward import make_vllm_reward
 from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Maker, Request, Reward, make_reward_model
@@ -52,12 +53,13 @@ class RewardActor:
         return Described(self._section.kind, self._section.name, self._model.fingerprint, self._model.joint)
 
     async def stats(self) -> dict[str, float]:
-        """Since the start: seconds spent on finished batches; counts of lists, responses and failed rewards."""
+        """Since the start: seconds spent on finished batches; counts of lists, responses and failures; memory."""
         return {
             "busy_seconds": self._busy_seconds,
             "lists": self._lists,
             "responses": self._responses,
             "failures": self._failures,
+            "memory_bytes": vitals().memory_bytes,
         }
 
     async def close(self) -> None:

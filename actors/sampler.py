@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import Engine, EngineOptions, Sample
+from actors.vitals import vitals
 from actors.weights import Bucket, remove_orphans, write_bucket_files
 from larpo.policy import PreparedPolicy, folder_on_this_node
 from larpo.types import Candidate
@@ -44,6 +45,7 @@ class SamplerStats:
     pull_bytes: int  # of the newest weight update
     pause_seconds: float  # of the newest weight update: generation held
     spans: tuple[tuple[str, float, float], ...]
+    memory_bytes: int = 0  # that its processes hold
 
 
 class Sampler:
@@ -98,10 +100,19 @@ class Sampler:
         async with self._updating:
             if version != self._version:
                 started = time.time()
-                await self._pull(version, await self._store.buckets.remote(version))
+                await self._pull_from_store(version)
                 self._version = version
                 self._spans.append(("update", started, time.time()))
             return self._version
+
+    async def _pull_from_store(self, version: int) -> None:
+        """Once more where the store died under the pull: Ray starts it again, and it holds the same versions."""
+        from ray.exceptions import ObjectLostError
+
+        try:
+            await self._pull(version, await self._store.buckets.remote(version))
+        except ObjectLostError:
+            await self._pull(version, await self._store.buckets.remote(version))
 
     async def _pull(self, version: int, buckets: Sequence[Bucket]) -> None:
         started = time.time()
@@ -137,6 +148,7 @@ class Sampler:
             pull_bytes=self._pull_bytes,
             pause_seconds=self._pause_seconds,
             spans=spans,
+            memory_bytes=vitals().memory_bytes,
         )
 
     async def pid(self) -> int:

@@ -6,6 +6,10 @@ that a rank that waits for lists is not inside a collective. The trainer's check
 back with `restore` rolls the stream back to that point.
 
 The `ListQueue` knows what comes next; here is who waits for it, how long, and what the ranks report.
+
+Ray starts the actor again when its process dies, and repeats the calls that were lost with it: all of them may come
+twice. The memo and the lists on disk tell the new process how far the conductor is; the ranks hear that their lineage
+is gone, and the group that takes their place restores it from its checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.list_queue import ListQueue
-from actors.work import Journal, StepWork, StreamStatus, Work, write_references
+from actors.memo import Memo
+from actors.vitals import vitals
+from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.packing import deal
@@ -28,7 +34,7 @@ from larpo.types import CandidateList
 class ListStream:
     """Wrapped by `ray.remote` where it is placed; every method is a coroutine on one event loop."""
 
-    def __init__(self, config: Config, lists_folder: str) -> None:
+    def __init__(self, config: Config, lists_folder: str, memo: Memo | None = None) -> None:
         self._config, self._folder = config, Path(lists_folder)
         self._queue = ListQueue(config, self._folder)
         self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
@@ -42,6 +48,11 @@ class ListStream:
         self._heard = time.monotonic()  # from any rank
         self._progressed = time.monotonic()  # lists came, or work was formed
         self._asking = 0  # ranks that wait for work
+        self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are on disk
+        self._failures: list[Failure] = []
+        self._opened, self._closed, self._ended = -1, -1, False
+        self._memo = memo
+        self._go_on(memo.read() if memo else {})
 
     # The conductor's side.
 
@@ -49,14 +60,44 @@ class ListStream:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         async with self._changed:
             recorded = self._queue.open(iteration)
+            self._recorded = set(recorded)
+            self._opened = iteration
+            self._remember()
             self._progress()
         return recorded
 
+    def _remember(self) -> None:
+        if self._memo is not None:
+            known = {"opened": self._opened, "closed": self._closed, "ended": self._ended, "trained": self._trained}
+            self._memo.write(known)
+
+    def _go_on(self, known: Mapping[str, Any]) -> None:
+        """What the process before this one knew, where there was one."""
+        if not known:
+            return
+        self._opened, self._closed, self._ended = known["opened"], known["closed"], known["ended"]
+        self._trained = known["trained"]
+        if self._opened >= 0:
+            self._recorded = set(self._queue.open(self._opened))
+        self._queue.close(self._closed)
+        if self._ended:
+            self._queue.end()
+
     async def offer(self, lists: Sequence[CandidateList]) -> None:
         """Write the lists to disk, then wait until there is room for those that carry a signal."""
+        lists = [item for item in lists if item.prompt.id not in self._recorded]  # else a call that Ray repeats
+        if not lists:
+            return
         iteration = lists[0].iteration
+        self._recorded |= {item.prompt.id for item in lists}
         part = next_part_number(self._folder, iteration)
-        await asyncio.to_thread(write_part, self._folder, lists, iteration, part)
+        try:
+            await asyncio.to_thread(write_part, self._folder, lists, iteration, part)
+        except OSError as error:
+            raise TrainingError(
+                f"could not write {len(lists)} lists to {self._folder}: {error}; those before are whole."
+                " Free disk space, then resume"
+            ) from error
         trainable = self._queue.trainable(lists)
         started = time.monotonic()
         async with self._changed:
@@ -82,12 +123,16 @@ class ListStream:
         """No more lists of this iteration will be offered."""
         async with self._changed:
             self._queue.close(iteration)
+            self._closed = iteration
+            self._remember()
             self._progress()
 
     async def end_run(self) -> None:
         """The run ends early: after the step in progress the ranks hear that nothing is left to train."""
         async with self._changed:
             self._queue.end()
+            self._ended = True
+            self._remember()
             self._progress()
 
     async def fail(self, message: str) -> None:
@@ -114,6 +159,7 @@ class ListStream:
             self._progressed = time.monotonic()
         reports, self._reports = tuple(self._reports), []
         alarms, self._alarms = tuple(self._alarms), []
+        failures, self._failures = tuple(self._failures), []
         return StreamStatus(
             waiting=len(self._queue),
             producer_wait_seconds=self._waits["producer"],
@@ -125,6 +171,8 @@ class ListStream:
             reports=reports,
             alarms=alarms,
             error=self._error,
+            failures=failures,
+            vitals=vitals(),
         )
 
     async def references(self) -> dict[str, tuple[float, str]]:
@@ -146,8 +194,11 @@ class ListStream:
     async def next_work(self, rank: int, ranks: int, position: int) -> Work:
         """This rank's share of the work at `position`, formed when the first rank asks.
 
-        Raises PhaseTimeout when nothing moves for `timeouts.stream_idle_s`, TrainingError when the conductor failed.
+        Raises PhaseTimeout when nothing moves for `timeouts.stream_idle_s`, TrainingError when the conductor failed,
+        RuntimeError when the group has to go on from its checkpoint.
         """
+        if not self._queue.restored:
+            raise RuntimeError(f"rank {rank} asked a stream that was started again: its place is in the checkpoint")
         started, rollbacks = time.monotonic(), self._rollbacks
         self._asking += 1
         try:
@@ -189,11 +240,20 @@ class ListStream:
         self._queue.references.update(references)
         self._alarms.extend(alarms)
 
+    async def group_failed(self, failures: Sequence[Failure]) -> None:
+        """Ranks that ended before their time; Ray Train starts the group again, or gives up."""
+        self._failures.extend(failures)
+
+    async def is_there(self) -> bool:
+        """What a rank asks that has waited for long."""
+        return True
+
     async def trained(self, iteration: int) -> None:
         """The trainer has published and checkpointed the end of `iteration`."""
         await asyncio.to_thread(write_references, self._folder.parent, dict(self._queue.references))
         async with self._changed:
             self._trained = iteration
+            self._remember()
             self._changed.notify_all()
 
     async def _wait(self, ready: Callable[[], bool], what: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
+from actors.vitals import vitals
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.best_policy import Point
 from larpo.config import Config
@@ -45,7 +46,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     try:
         Rank(spec).run()
     except LarpoError as error:  # starting again would meet it again: tell the conductor instead
-        ray.get(spec.stream.fail.remote(f"{type(error).__name__}: {error}"), timeout=60)
+        message = f"{type(error).__name__}: {error}"
+        ray.get(spec.stream.fail.remote(message), timeout=spec.config.timeouts.answer_s)
 
 
 class Rank:
@@ -93,10 +95,13 @@ class Rank:
             self._position += 1
 
     def _next_work(self) -> Work:
-        """Without a limit of its own: the stream ends the wait when nothing moves, and Ray when the stream is gone."""
+        """As long as the stream lets it wait, which ends that when nothing moves; meanwhile it is asked for a sign."""
         import ray
 
-        return ray.get(self._spec.stream.next_work.remote(self._rank, self._ranks, self._position))
+        work = self._spec.stream.next_work.remote(self._rank, self._ranks, self._position)
+        while not ray.wait([work], timeout=self._config.timeouts.answer_s)[0]:
+            self._call(self._spec.stream.is_there, limit=("answer_s", self._config.timeouts.answer_s))
+        return ray.get(work)
 
     def _train(self, work: StepWork, waited: float) -> None:
         from larpo.schedule import learning_rate
@@ -152,7 +157,7 @@ class Rank:
     def _send(self, record: dict[str, Any], references: dict | None = None, alarms: Sequence[str] = ()) -> None:
         """A record, and what this rank did since the last one."""
         spans, self._spans = self._spans, []
-        report = {**record, "rank": self._rank, "spans": spans}
+        report = {**record, "rank": self._rank, "spans": spans, "memory_bytes": vitals().memory_bytes}
         self._call(self._spec.stream.report, report, references or {}, list(alarms))
 
     def _check_bad_steps(self, metrics: dict[str, float]) -> None:
@@ -258,15 +263,15 @@ class Rank:
     def _span(self, kind: str, started: float) -> None:
         self._spans.append((kind, started, time.time()))
 
-    def _call(self, method: Any, *arguments: Any) -> Any:
-        """Call an actor of ours, with a time limit."""
+    def _call(self, method: Any, *arguments: Any, limit: tuple[str, float] | None = None) -> Any:
+        """Call an actor of ours, with a time limit: the knob's name and its value."""
         import ray
         from ray.exceptions import GetTimeoutError
 
         from larpo.errors import PhaseTimeout
 
-        limit = self._config.timeouts.weights_s
+        knob, seconds = limit or ("weights_s", self._config.timeouts.weights_s)
         try:
-            return ray.get(method.remote(*arguments), timeout=limit)
+            return ray.get(method.remote(*arguments), timeout=seconds)
         except GetTimeoutError as error:
-            raise PhaseTimeout(f"{method._method_name} took over {limit:g} s (timeouts.weights_s)") from error
+            raise PhaseTimeout(f"{method._method_name} took over {seconds:g} s (timeouts.{knob})") from error

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.memo import Memo
+from actors.vitals import Vitals, vitals
 from larpo.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
+
+
+MANIFEST = "manifest.json"  # of a published folder, written last
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,48 @@ class WeightStore:
     """The actor that owns published weights: the newest, and the one before, which samplers may still be held at.
 
     Beside them it lends one policy at a time to samplers that evaluate it: no behaviour policy, and never the newest.
+
+    Ray starts it again when its process dies, and repeats the calls that were lost with it. What it held went with it:
+    the memo tells from which folders the new process takes the same versions.
     """
 
-    def __init__(self, keep: int = 2) -> None:
+    def __init__(self, keep: int = 2, memo: Memo | None = None) -> None:
         self._keep = keep
         self._versions: dict[int, tuple[Bucket, ...]] = {}
         self._lent: dict[int, tuple[Bucket, ...]] = {}
         self._highest = 0
+        self._folders: dict[int, str] = {}
+        self._memo = memo
+        self._go_on(memo.read() if memo else {})
+
+    def _go_on(self, known: Mapping[str, Any]) -> None:
+        """What the process before this one held, where there was one."""
+        held = {int(version): folder for version, folder in known.get("folders", {}).items()}
+        there = {version: folder for version, folder in sorted(held.items()) if (Path(folder) / MANIFEST).exists()}
+        for version, folder in there.items():
+            if version in known["lent"]:
+                self.lend_folder(version, folder)
+            else:
+                self.publish_folder(version, folder)
+        self._highest = max(self._highest, known.get("highest", 0))
+
+    def _remember(self) -> None:
+        if self._memo is not None:
+            folders = {v: f for v, f in self._folders.items() if v in self._versions or v in self._lent}
+            self._memo.write({"folders": folders, "lent": sorted(self._lent), "highest": self._highest})
 
     def put_bucket(self, data: Any) -> Bucket:
-        """Store one bucket (uint8 array) under this actor's ownership."""
+        """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it."""
         import ray
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-        return Bucket(data.nbytes, checksum(data), (ray.put(data),))
+        try:
+            return Bucket(data.nbytes, checksum(data), (ray.put(data),))
+        except (ObjectStoreFullError, OutOfDiskError) as error:
+            raise CheckpointError(
+                f"Ray's object store has no room for {data.nbytes / 2**20:.0f} MiB of weights, nor has the disk that it"
+                " spills to: give the head node more (ray start --object-store-memory), or free disk space; then resume"
+            ) from error
 
     def publish(self, version: int, buckets: tuple[Bucket, ...]) -> None:
         """Make `version` the newest; raises CheckpointError when the number is not a new one."""
@@ -61,13 +95,22 @@ class WeightStore:
             del self._versions[old]
 
     def publish_folder(self, version: int, folder: str) -> None:
-        """Publish the buckets that `PublishedFolder` wrote, after their checksums."""
+        """Publish the buckets that `PublishedFolder` wrote, after their checksums; once, however often it is asked."""
+        if version in self._versions and self._folders.get(version) == folder:
+            return
         self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(Path(folder))))
+        self._folders[version] = folder
+        self._remember()
 
     def lend_folder(self, version: int, folder: str) -> None:
         """Hold the policy of a folder for evaluation, in the place of the one lent before."""
         self._lent = {version: tuple(self.put_bucket(data) for data in read_buckets(Path(folder)))}
         self._highest = max(self._highest, version)
+        self._folders[version] = folder
+        self._remember()
+
+    def vitals(self) -> Vitals:
+        return vitals()
 
     def highest(self) -> int:
         """The highest version that was ever published or lent here."""
@@ -133,7 +176,7 @@ class PublishedFolder:
 
     def close(self) -> None:
         manifest = {"version": self._version, "files": self._files, "beside": self._beside}
-        write_durably(self._partial / "manifest.json", json.dumps(manifest).encode())
+        write_durably(self._partial / MANIFEST, json.dumps(manifest).encode())
         shutil.rmtree(self._folder, ignore_errors=True)
         self._partial.rename(self._folder)
 
@@ -172,7 +215,7 @@ def published_version(folder: Path) -> int:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / MANIFEST).read_text())
 
 
 def write_durably(path: Path, data: Any) -> None:

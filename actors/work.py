@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.vitals import NOT_KNOWN, Vitals
 from actors.weights import write_durably
 from larpo.types import CandidateList
 
@@ -58,6 +59,15 @@ Work = StepWork | IterationEnd | RunEnd
 
 
 @dataclass(frozen=True)
+class Failure:
+    """How a rank of the trainer ended before its time."""
+
+    rank: int
+    reason: str
+    actor_id: str | None  # Ray's, where its process is gone
+
+
+@dataclass(frozen=True)
 class StreamStatus:
     """Snapshot for the console and the metrics."""
 
@@ -71,6 +81,8 @@ class StreamStatus:
     reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
     alarms: tuple[str, ...]
     error: str | None  # why no list will be trained any more
+    failures: tuple[Failure, ...] = ()  # of the trainer's ranks, since the last call
+    vitals: Vitals = NOT_KNOWN  # of the stream's own process
 
 
 def _references_file(run_dir: Path) -> Path:

@@ -234,6 +234,9 @@ class Timeouts(Section):
     reward_s: Seconds = 300.0  # ranking one list
     stream_idle_s: Seconds = 1800.0  # a side of the stream that makes no progress
     step_s: Seconds = 3600.0  # one optimizer step
+    stalled_s: Seconds = 300.0  # nothing at all moves: an alarm names what stands still; the limits above end a run
+    answer_s: Seconds = 120.0  # an actor's answer that costs it no work: its state, a message taken
+    shutdown_s: Seconds = 15.0  # engines and reward models, when a run ends
     stop_s: Seconds = 20.0  # after Ctrl-C or SIGTERM: what is left for the step in progress and a checkpoint of it
 
 

@@ -32,7 +32,7 @@ class Double:
         return 0
 
     async def _stats(self):
-        return SimpleNamespace(weight_version=0)
+        return SimpleNamespace(weight_version=0, memory_bytes=2**30)
 
     async def _sample(self, behaviour, task):
         self.tasks.append(task.key)

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from actors import progress as progress_module
+from actors.doing import Doing
 from actors.monitor import Monitor
 from actors.pool import Member
 from actors.progress import EVALUATING, EVALUATING_SNAPSHOT, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
 from actors.sampler import SamplerStats
+from actors.vitals import Vitals
 from actors.work import StreamStatus
 from larpo.config import Config, Preferences
 from larpo.errors import PhaseTimeout, TrainingError
@@ -122,7 +124,7 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
 def test_an_update_of_weights_is_told_once():
     pool = SimpleNamespace(members=[Member("sampler-0", None)], restarts=0, requeued=0)
     records = Records()
-    monitor = Monitor(SimpleNamespace(samplers=pool), Progress(config(), records))
+    monitor = Monitor(SimpleNamespace(samplers=pool, run=SimpleNamespace(config=config())), Progress(config(), records))
     for version in (0, 1, 1):
         pool.members[0].stats = stats(1, 1, version)
         monitor._samplers()
@@ -144,20 +146,23 @@ def look_at(**said):
     quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "dropped": {}, "alarms": ()}
     step = {"rank": 0, "spans": (), "step": 1, "iteration": 0, "epoch": 0, "metrics": {"train/loss": 1.0}}
     state = {"trained_iterations": 0, "trainer_started": True, "trainer_silent_s": 0.0, "error": None, **said}
+    state |= {"failures": (), "vitals": Vitals(1, 0)}
     status, records = StreamStatus(**quiet, **state, reports=(step,)), Records()
 
-    async def answer(*_, **__):
-        return status
+    async def answer(method, *_, **__):
+        return status if method == "status" else Vitals(2, 0)
 
     async def nothing():
         pass
 
-    pool = SimpleNamespace(members=[], restarts=0, requeued=0, poll=nothing)
+    pool = SimpleNamespace(members=[], restarts=0, requeued=0, poll=nothing, pending={})
     cast = SimpleNamespace(
         call=answer,
-        stream=SimpleNamespace(status=None),
+        stream=SimpleNamespace(status="status"),
+        store=SimpleNamespace(vitals="vitals"),
         samplers=pool,
-        rewards=None,
+        rewards=SimpleNamespace(poll=nothing, pending_ids=list, doing=Doing()),
+        trainer=None,
         run=SimpleNamespace(config=config()),
     )
     try:

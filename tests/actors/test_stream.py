@@ -8,6 +8,7 @@ from actors.stream import ListStream
 from actors.work import IterationEnd, Journal, RunEnd, StepWork
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
+from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
 
 
@@ -363,3 +364,60 @@ def test_the_objective_says_whether_one_response_is_enough(tmp_path, objective, 
     assert [len(item.candidates) for item in work.lists] == taken
     assert all(item.candidates[0].reward == 1.0 for item in work.lists)
     assert status.dropped == ({} if objective == "sft" else {"fewer than two distinct candidates": 2})
+
+
+class Notes:
+    """A memo that is a variable: what Ray's key-value store keeps for an actor that it starts again."""
+
+    def __init__(self):
+        self.facts = {}
+
+    def read(self):
+        return self.facts
+
+    def write(self, facts):
+        self.facts = facts
+
+
+def test_a_stream_that_is_started_again_goes_on_where_it_was(tmp_path):
+    """The calls that were lost with its process come again; the group that was at work has to restore."""
+
+    async def go():
+        config, folder, notes = make_config(stream={"capacity": 100}), str(tmp_path / "lists"), Notes()
+        first = ListStream(config, folder, notes)
+        await first.restore(Journal())
+        await first.open_iteration(0)
+        await first.offer([make_list(0, n) for n in range(4)])
+        await take(first, 0)
+        again = ListStream(config, folder, notes)
+        await again.offer([make_list(0, n) for n in (2, 3, 4)])  # Ray repeats a call, part of which was on disk
+        with pytest.raises(RuntimeError, match="rank 0 asked a stream that was started again"):
+            await take(again, 1)
+        await again.close_iteration(0)
+        third = ListStream(config, folder, notes)
+        await third.restore(Journal())
+        works = [await take(third, position) for position in range(3)]
+        await third.trained(0)
+        assert await ListStream(config, folder, notes).wait_trained(0, 0.1)
+        await third.end_run()
+        last = ListStream(config, folder, notes)
+        await last.restore(works[2].journal)
+        return works, await take(last, 3)
+
+    works, end = asyncio.run(go())
+    assert [ids(work) for work in works[:2]] == [["p0", "p1", "p2", "p3"], ["p4"]]
+    assert isinstance(works[2], IterationEnd)
+    assert isinstance(end, RunEnd)
+    written = [item.prompt.id for item in read_lists(tmp_path / "lists")]
+    assert written == ["p0", "p1", "p2", "p3", "p4"]
+
+
+def test_the_first_process_of_a_stream_knows_nothing(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"), Notes())
+        await stream.restore(Journal())
+        return await stream.open_iteration(0), await stream.status()
+
+    recorded, status = asyncio.run(go())
+    assert recorded == ()
+    assert status.trained_iterations == 0

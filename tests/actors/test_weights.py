@@ -1,8 +1,12 @@
 """Weights on their way, without Ray where none is needed: buckets, checksums, versions, whole folders."""
 
 import errno
+import json
 import os
+import shutil
+import signal
 import subprocess
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -153,6 +157,47 @@ def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
     assert store.highest() == 7
     with pytest.raises(CheckpointError, match=r"weight version 3 is not in the store, which holds \[5, 7\]"):
         store.buckets(3)
+
+
+def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
+    class Store(WeightStore):
+        def put_bucket(self, data):
+            return len(data)
+
+    facts = {}
+    notes = SimpleNamespace(read=lambda: json.loads(json.dumps(facts)), write=facts.update)
+    first = Store(keep=2, memo=notes)
+    for version in (1, 2, 3):
+        first.publish_folder(version, str(publish(tmp_path / f"policy-{version}", version)))
+    first.lend_folder(7, str(publish(tmp_path / "snapshot", 7)))
+    again = Store(keep=2, memo=notes)
+    for version in (2, 3, 7):
+        assert again.buckets(version) == first.buckets(version)
+    assert (again.newest(), again.highest()) == (3, 7)
+    again.publish_folder(3, str(tmp_path / "policy-3"))  # Ray repeats a call that was lost with the process
+    with pytest.raises(CheckpointError, match="weight version 3 was published after version 3"):
+        again.publish_folder(3, str(publish(tmp_path / "another", 3)))
+    shutil.rmtree(tmp_path / "snapshot")  # evaluated and dropped: nobody asks for it any more
+    third = Store(keep=2, memo=notes)
+    assert (third.newest(), third.highest()) == (3, 7)
+    with pytest.raises(CheckpointError, match=r"weight version 7 is not in the store, which holds \[2, 3\]"):
+        third.buckets(7)
+
+
+@pytest.mark.slow
+def test_a_real_store_that_is_killed_gives_the_same_weights_again(tmp_path, local_ray):
+    from actors.placement import kill, place_store
+
+    store = place_store(restarts=1)
+    local_ray.get(store.publish_folder.remote(5, str(publish(tmp_path / "policy-0001", 5))))
+    process = local_ray.get(store.vitals.remote()).process
+    os.kill(process, signal.SIGKILL)
+    assert local_ray.get(store.newest.remote(), timeout=60) == 5
+    assert local_ray.get(store.vitals.remote()).process != process
+    pulled = [local_ray.get(bucket.reference[0]) for bucket in local_ray.get(store.buckets.remote(5))]
+    for data, written in zip(pulled, read_buckets(tmp_path / "policy-0001"), strict=True):
+        assert numpy.array_equal(data, written)
+    kill(store)
 
 
 def test_a_published_folder_goes_through_the_object_store_unchanged(tmp_path, local_ray):

@@ -1,0 +1,113 @@
+"""What is told of an actor that died, without a dashboard."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from actors import placement
+from actors.obituary import how_it_ended, obituary, read_log
+from actors.vitals import memory_of_this_process
+
+
+class Mortal:
+    def say(self) -> int:
+        print("the last thing it did")
+        print("and what went wrong", file=sys.stderr, flush=True)
+        return memory_of_this_process()
+
+    def kill_itself(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave(self) -> None:
+        sys.exit(7)
+
+    def stumble(self) -> None:
+        raise ValueError("a stone")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+LOG = ["    stderr: and what went wrong", "    stdout: the last thing it did"]
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("kill_itself", "its process ended (SYSTEM_ERROR)"), ("leave", "exit code 7")],
+)
+def test_a_dead_actor_is_told_of_with_its_exit_memory_and_log(local_ray, method, says):
+    actor = local_ray.remote(Mortal).options(num_cpus=0).remote()
+    memory = local_ray.get(actor.say.remote())
+    assert 10 * 2**20 < memory < 2**31
+    with pytest.raises(local_ray.exceptions.RayActorError) as caught:
+        local_ray.get(getattr(actor, method).remote())
+    told = asyncio.run(obituary(caught.value, memory_bytes=3 * 2**29))
+    first, *log = told.splitlines()
+    assert says in first
+    assert first.endswith("; it last held 1.5 GiB of memory")
+    assert "common causes" not in told
+    assert log == LOG
+
+
+def test_an_error_of_a_living_actor_is_passed_on_with_its_log(local_ray):
+    actor = local_ray.remote(Mortal).options(num_cpus=0).remote()
+    local_ray.get(actor.say.remote())
+    with pytest.raises(ValueError, match="a stone") as caught:
+        local_ray.get(actor.stumble.remote())
+    told = asyncio.run(obituary(caught.value, actor)).splitlines()
+    assert told == ["ValueError: a stone", *LOG]
+    assert asyncio.run(obituary(TimeoutError())) == "TimeoutError"
+
+
+def test_an_actor_that_ray_has_started_again_is_told_of_by_its_first_process(local_ray):
+    actor = local_ray.remote(Mortal).options(num_cpus=0, max_restarts=1, max_task_retries=-1).remote()
+    local_ray.get(actor.say.remote())
+    first = local_ray.get(actor.pid.remote())
+    os.kill(first, signal.SIGKILL)
+    assert local_ray.get(actor.pid.remote()) != first
+    told = asyncio.run(obituary(None, actor)).splitlines()
+    assert told[0].startswith("its process ended (SYSTEM_ERROR): ")
+    assert told[1:] == LOG
+
+
+def test_without_rays_words_it_says_so():
+    assert how_it_ended("") == "it died, and Ray does not say why"
+    assert how_it_ended("The actor died.\n\tclass_name: A\nIts node has died.") == "Its node has died."
+
+
+@pytest.mark.slow
+def test_the_log_is_read_on_the_actors_node_and_a_node_that_is_gone_is_told_of(tmp_path):
+    """Two Ray nodes on this machine; the log files of the second are found through it alone."""
+    script = "import tests.actors.test_obituary as own; own.on_two_nodes()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def on_two_nodes() -> None:
+    """In a process of its own: the tests' Ray must not be left for this one."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        other = cluster.add_node(num_cpus=1, resources={"other": 1})
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        actor = ray.remote(Mortal).options(num_cpus=0, resources={"other": 0.1}).remote()
+        ray.get(actor.say.remote())
+        worker = ray.get(placement.on_node(other.node_id, read_log, "no such worker"))
+        assert worker == ["its log is empty"]
+        try:
+            ray.get(actor.kill_itself.remote())
+        except ray.exceptions.RayActorError as caught:
+            error = caught
+        assert asyncio.run(obituary(error)).splitlines()[1:] == LOG
+        cluster.remove_node(other)
+        assert asyncio.run(obituary(error)).splitlines()[1].strip().endswith("is gone, and its log with it")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
