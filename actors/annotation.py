@@ -56,28 +56,28 @@ class Annotation:
         return {key: with_references(item, references) for key, item in memory.items()}
 
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
-        """A slot works on a prompt until its list is taken for ranking: a full stream holds the sampling back."""
-        waiting = iter(prompts)
-
-        async def slot() -> None:
-            for prompt in waiting:
-                task = sample_task(self._run, self._iteration, prompt)
-                candidates = await self._cast.samplers.sample(task)
-                self._progress.sampled += 1
-                await self._sampled.put(
-                    CandidateList(
-                        id=list_id(self._iteration, prompt.id),
-                        iteration=self._iteration,
-                        prompt=prompt,
-                        prompt_token_ids=self._run.token_ids[prompt.id],
-                        candidates=tuple(candidates),
-                    )
-                )
-
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._cast.samplers.slots):
-                group.create_task(slot())
+            for prompt in prompts:
+                await self._cast.samplers.take_slot()
+                group.create_task(self._sample(prompt))
         await self._sampled.put(None)
+
+    async def _sample(self, prompt: Prompt) -> None:
+        """The prompt keeps its slot until its list is taken for ranking: a full stream holds the sampling back."""
+        try:
+            candidates = await self._cast.samplers.sample(sample_task(self._run, self._iteration, prompt))
+            self._progress.sampled += 1
+            await self._sampled.put(
+                CandidateList(
+                    id=list_id(self._iteration, prompt.id),
+                    iteration=self._iteration,
+                    prompt=prompt,
+                    prompt_token_ids=self._run.token_ids[prompt.id],
+                    candidates=tuple(candidates),
+                )
+            )
+        finally:
+            await self._cast.samplers.free_slot()
 
     async def _rank_all(self) -> None:
         more = True

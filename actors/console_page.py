@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 SAMPLER_ROWS = 5  # sampler and alarm rows of the live page: with its other 13 rows it fits 24
 ALARM_ROWS = 3
 _BAR_CELLS = 30
+COMING = ("pending", "starting", "restarting")  # statuses of samplers that are not at work yet
 
 
 @dataclass(frozen=True)
 class SamplerState:
-    """A sampler, the weight version it holds and what it does (`starting`, `sampling`, `idle`, `dead`)."""
+    """A sampler, the weight version it holds and what it does (`pending`, `starting`, `sampling`, `leaving`, ...)."""
 
     name: str
     weight_version: int
@@ -69,7 +70,11 @@ def _number(value: float | None, spec: str) -> str:
 
 
 def _versions(samplers: tuple[SamplerState, ...]) -> str:
-    """`v3` when all samplers agree; each by name when a few do not; the range when many do not."""
+    """`v3` when all samplers agree; each by name when a few do not; the range when many do not.
+
+    Those that are on their way have no weights yet.
+    """
+    samplers = tuple(sampler for sampler in samplers if sampler.status not in COMING)
     versions = sorted({sampler.weight_version for sampler in samplers})
     if len(versions) < 2:
         return f"v{versions[0]}" if versions else "-"
@@ -104,7 +109,15 @@ def _sampling(state: RunState) -> tuple[str, ...]:
         f"reward {_number(state.mean_reward, '.3f')}",
         f"{_number(state.tokens_per_second, ',.0f')} tokens/s",
         f"weights {_versions(state.samplers)}",
+        *_pool(state.samplers),
     )
+
+
+def _pool(samplers: tuple[SamplerState, ...]) -> tuple[str, ...]:
+    """How many are at work, where some come or go."""
+    odd = Counter(sampler.status for sampler in samplers if sampler.status in (*COMING, "leaving"))
+    counts = ", ".join(f"{count} {status}" for status, count in odd.items())
+    return (f"samplers {len(samplers) - odd.total()} ({counts})",) if odd else ()
 
 
 def render_page(state: RunState, age_s: float = 0.0) -> RenderableType:
@@ -181,7 +194,7 @@ def _sampler_lines(samplers: tuple[SamplerState, ...]) -> list[RenderableType]:
     fits = len(samplers) <= SAMPLER_ROWS
     shown = samplers if fits else samplers[: SAMPLER_ROWS - 1]
     width = max((len(sampler.name) for sampler in shown), default=0) + 2
-    lines = [_line((sampler.name.ljust(width), f"v{sampler.weight_version}  {sampler.status}")) for sampler in shown]
+    lines = [_line((sampler.name.ljust(width), f"{_versions((sampler,))}  {sampler.status}")) for sampler in shown]
     if not fits:
         rest = samplers[len(shown) :]
         statuses = Counter(sampler.status for sampler in rest)

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from typing import Any
 
-from actors.pool import Member
+from actors.members import Member
 from actors.progress import Progress
 from actors.sampler import SamplerStats
 from actors.work import StreamStatus
@@ -21,6 +21,7 @@ TELL_S = 10.0  # Ray's own metrics are as coarse
 TELL_EACH_S = 0.1  # more for each sampler: hundreds of them are told less often
 WINDOW_S = 60.0
 NOUNS = ("prompts", "samples", "tokens")
+POOL_COUNTS = ("restarts", "requeued", "handed_back")
 
 
 class Flow:
@@ -34,6 +35,7 @@ class Flow:
         self._logged: dict[str, float] = {}  # of what is counted, what earlier records hold
         self._history: deque[tuple[float, dict[str, Counter[str]]]] = deque([(self._told, {})])
         self._spans: deque[Span] = deque()
+        self._gone: list[Member] = []  # left the pool since the last records
 
     @property
     def tokens(self) -> int:
@@ -49,6 +51,11 @@ class Flow:
             counts[noun] += getattr(stats, noun) - (getattr(before, noun) if before else 0)
         self._newest[sampler] = stats
 
+    def left(self, member: Member) -> None:
+        """A sampler has left: who comes in its place counts from zero, and what it did is told once more."""
+        if self._newest.pop(member.name, None) is not None:
+            self._gone.append(member)
+
     def span(self, actor: str, kind: str, start: float, end: float) -> None:
         self._spans.append(Span(actor, kind, start, end))
         self._progress.span(actor, kind, start, end)
@@ -62,7 +69,8 @@ class Flow:
         spans = self._recent(status, now - seconds, now)
         shares = busy_shares(spans, seconds)
         rates = self._rates(now)
-        for member in members:
+        told, self._gone = {member.name: member for member in (*self._gone, *members)}, []
+        for member in told.values():
             self._tell_sampler(member, rates.get(member.name, {}), shares.get(member.name, 0.0))
         numbers = {
             **self._stream(status),
@@ -121,8 +129,9 @@ class Flow:
         return {
             **{f"pool/{noun}_per_second": sum(each[noun] for each in rates.values()) for noun in NOUNS},
             "pool/samplers": float(sum(member.ready.is_set() for member in pool.members)),
-            "pool/restarts": self._new("pool/restarts", pool.restarts),
-            "pool/requeued": self._new("pool/requeued", pool.requeued),
+            "pool/wanted": float(pool.wanted),
+            "pool/pending": float(pool.coming),
+            **{f"pool/{what}": self._new(f"pool/{what}", getattr(pool, what)) for what in POOL_COUNTS},
         }
 
     def _new(self, name: str, total: float) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 from actors.console_page import SamplerState
 from actors.flow import Flow
+from actors.members import Member
 from actors.obituary import obituary, told
-from actors.pool import Member
 from actors.progress import Progress
 from actors.sampler import SamplerStats
 from actors.vitals import Vitals
@@ -44,6 +44,7 @@ class Monitor:
         limit = self._cast.run.config.timeouts.answer_s
         status = await self._cast.call(self._cast.stream.status, moving, limit_s=limit)
         self._progress.waiting = status.waiting
+        pool = self._cast.samplers
         for record in status.reports:
             self._pass_on(record)
         for message in status.alarms:
@@ -58,8 +59,10 @@ class Monitor:
         if status.error is not None:
             raise TrainingError(status.error)
         self._check_trainer(status)
-        if self._cast.samplers is not None:
-            await self._cast.samplers.poll()
+        if pool is not None:
+            await pool.poll()
+            for message in pool.take_alarms():
+                self._progress.alarm(message)
             self._samplers()
         if self._cast.rewards is not None:
             await self._cast.rewards.poll()
@@ -110,11 +113,15 @@ class Monitor:
             self._progress.log("step", metrics, **fields)
 
     def _samplers(self) -> None:
-        members = self._cast.samplers.members
-        for member in members:
+        pool = self._cast.samplers
+        members, departed, pool.departed = pool.members, pool.departed, []
+        for member in (*departed, *members):
             if member.stats is not None:
                 self._take(member, member.stats)
                 member.stats = None
+        for member in departed:
+            self._flow.left(member)
+            self._versions.pop(member.name, None)
         self._progress.samplers = tuple(SamplerState(m.name, m.version, _doing(m)) for m in members)
         if any(member.ready.is_set() for member in members):
             self._progress.tokens_seen(self._flow.tokens)

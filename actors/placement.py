@@ -88,12 +88,15 @@ def check_plan(config: Config) -> None:
         check_machine(config)
 
 
-def needed_resources(config: Config | RewardTraining) -> dict[str, float]:
-    """Ray resources of all samplers, trainer workers and reward actors together, or of the trainer where it is all."""
+def needed_resources(config: Config | RewardTraining, samplers: int | None = None) -> dict[str, float]:
+    """Ray resources of trainer workers, reward actors and samplers together, or of the trainer where it is all.
+
+    Of so many samplers; of the least that the pool always has when not given.
+    """
     asked = [(config.training.workers, config.training.resources_per_worker)]
     if isinstance(config, Config) and config.preferences.source is None:
         asked += [
-            (config.samplers.count, config.samplers.resources),
+            (samplers or config.samplers.least, config.samplers.resources),
             (config.reward.replicas, config.reward.resources),
         ]
     total: dict[str, float] = {}
@@ -107,7 +110,7 @@ def evaluation_resources(config: Config) -> dict[str, float]:
     """Ray resources that an evaluation needs at one time: samplers and reward, then the reranker, then a scorer."""
     samplers, reward, reranker = config.samplers, config.reward, config.evaluation.sweep.reranker
     phases = [
-        [(samplers.count, samplers.resources), (reward.replicas, reward.resources)],
+        [(samplers.least, samplers.resources), (reward.replicas, reward.resources)],
         [(reranker.replicas, reranker.resources)] if reranker else [],
         [(1, config.training.resources_per_worker)],
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,8 +93,7 @@ def describe(run: PreparedRun) -> str:
         *_lora(run, numbers),
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
-        f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}, about"
-        f" {numbers.sampler / GIB:.1f} GiB each",
+        f"  samplers      {_samplers(config)}, about {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
@@ -175,7 +174,7 @@ def outline(config: Config, name: str, missing: Sequence[str]) -> str:
     ]
     if given is None:
         lines += [
-            f"  samplers      {config.samplers.count} x {_asks(config.samplers.resources)}",
+            f"  samplers      {_samplers(config)}",
             f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}",
             *_counts(config),
         ]
@@ -192,10 +191,9 @@ def _counts(config: Config) -> list[str]:
     training = config.training
     steps = math.ceil(training.prompts_per_iteration / training.lists_per_step) * training.epochs
     responses = training.prompts_per_iteration * config.sampling.k
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in sorted(needed_resources(config).items()))
-    meant = ", ".join(f"{amount:g} {name}" for name, amount in sorted(config.cluster.items()))
+    meant = f", of {_sorted(config.cluster)} that the recipe is meant for" if config.cluster else ""
     return [
-        f"  cluster       {needs} in all" + (f", of {meant} that the recipe is meant for" if meant else ""),
+        f"  cluster       {_needs(config)}{meant}",
         f"  iterations    {training.iterations}, each {training.prompts_per_iteration} prompts x {config.sampling.k}"
         f" responses = {responses} responses of at most {config.sampling.max_new_tokens} tokens",
         f"  steps         at most {steps} an iteration of {training.lists_per_step} lists, before lists without"
@@ -203,5 +201,24 @@ def _counts(config: Config) -> list[str]:
     ]
 
 
-def _asks(resources: dict[str, float]) -> str:
+def _needs(config: Config) -> str:
+    """What all actors ask for; with an elastic pool, what must be there and what may be taken."""
+    least = _sorted(needed_resources(config))
+    if not config.samplers.is_elastic:
+        return f"{least} in all"
+    return f"{least} at least, {_sorted(needed_resources(config, config.samplers.most))} with all samplers"
+
+
+def _samplers(config: Config) -> str:
+    """The pool: its size, and the range of an elastic one."""
+    samplers = config.samplers
+    size = f"{samplers.count} x {_asks(samplers.resources)}"
+    return f"{size}, from {samplers.least} to {samplers.most}" if samplers.is_elastic else size
+
+
+def _sorted(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()))
+
+
+def _asks(resources: Mapping[str, float]) -> str:
     return " + ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"

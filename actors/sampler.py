@@ -61,6 +61,9 @@ class Sampler:
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
 
+    async def placed(self) -> None:
+        """Returns when a node has the actor."""
+
     async def start(self, version: int = 0) -> int:
         """Start the engine and pull the weights of that version, 0 being the model's own; returns it."""
         started = time.time()

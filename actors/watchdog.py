@@ -61,7 +61,7 @@ def parts_of(cast: Any, progress: Progress, status: StreamStatus, sampled: Any) 
     if cast.samplers is None:
         return [stream, trainer]
     members = cast.samplers.members
-    starting = [member.name for member in members if member.status in ("starting", "restarting")]
+    starting = [member.name for member in members if member.status in ("pending", "starting", "restarting")]
     updating = [member.name for member in members if member.status == "updating"]
     return [
         Part("engines", tuple(member.status for member in members), _names(starting, "sampler", "starting")),

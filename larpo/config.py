@@ -158,7 +158,11 @@ class Training(Section):
 
 
 class Samplers(Section):
-    count: Positive = 1  # sampler actors
+    count: Positive = 1  # sampler actors that a run starts with
+    min_count: Positive | None = None  # the pool never has fewer, and a run begins with these; `count` when not given
+    max_count: Positive | None = None  # the pool never asks for more; `count` when not given: a fixed pool
+    patience_s: Seconds = 60.0  # the pool changes by means over so long, and over two optimizer steps at least
+    drain_s: Seconds = 60.0  # what a leaving sampler has not answered in this time goes to the others
     resources: Resources = {"CPU": 1.0}  # Ray resources of one sampler
     tensor_parallel_size: Positive = 1  # GPUs one engine spans
     max_model_len: Positive = 2048  # prompt and response together, in tokens
@@ -169,6 +173,20 @@ class Samplers(Section):
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
     lease_s: Seconds = 300.0  # a prompt not answered in this time goes back to the queue
     max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of dead samplers before the run gives up
+
+    @property
+    def least(self) -> int:
+        """Samplers that the pool always has."""
+        return self.count if self.min_count is None else self.min_count
+
+    @property
+    def most(self) -> int:
+        """Samplers that the pool may have."""
+        return self.count if self.max_count is None else self.max_count
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.least < self.most
 
 
 class Stream(Section):
@@ -228,7 +246,8 @@ class Telemetry(Section):
 
 
 class Timeouts(Section):
-    engine_start_s: Seconds = 600.0  # a sampler's engine, and a vllm reward's
+    placement_s: Seconds = 1200.0  # until a node has room for a sampler, the start of a new node included
+    engine_start_s: Seconds = 600.0  # a sampler's engine once a node has it, and a vllm reward's
     trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
     weights_s: Seconds = 300.0  # publish, pull and update of one weight version
     reward_s: Seconds = 300.0  # ranking one list

@@ -113,6 +113,22 @@ def _columns(config: Config) -> list[str]:
 
 
 def _samplers(config: Config) -> list[str]:
+    return _pool(config) + _spanned(config)
+
+
+def _pool(config: Config) -> list[str]:
+    samplers = config.samplers
+    if samplers.least <= samplers.count <= samplers.most:
+        return []
+    knob, limit = ("min_count", "most") if samplers.count < samplers.least else ("max_count", "least")
+    value = getattr(samplers, knob)
+    return [
+        f"samplers.{knob} = {value}: must be at {limit} samplers.count = {samplers.count}, which a run starts with; "
+        f"change one of them"
+    ]
+
+
+def _spanned(config: Config) -> list[str]:
     gpus, spanned = config.samplers.resources.get("GPU", 0), config.samplers.tensor_parallel_size
     if spanned == 1 or gpus >= spanned:
         return []

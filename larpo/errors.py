@@ -39,3 +39,7 @@ class CheckpointError(LarpoError):
 
 class PhaseTimeout(LarpoError):
     """A phase that took longer than its limit."""
+
+
+class NotPlaced(PhaseTimeout):
+    """An actor that no node had room for within its limit."""

@@ -125,11 +125,17 @@ _SAMPLER = (
         labels=BY_SAMPLER,
     ),
     *_gauges("pool", *((noun, unit, f"{text}; all samplers") for noun, unit, text in _RATES)),
-    *_gauges("pool", ("samplers", "samplers", "samplers that are ready for prompts")),
+    *_gauges(
+        "pool",
+        ("samplers", "samplers", "samplers that are ready for prompts"),
+        ("wanted", "samplers", "samplers that the pool is to have"),
+        ("pending", "samplers", "samplers on their way: no node has them yet, or their engines start"),
+    ),
     *_counters(
         "pool",
         ("restarts", "restarts", "dead samplers replaced"),
         ("requeued", "prompts", "prompts that went back to the queue when their lease or sampler ended"),
+        ("handed_back", "prompts", "prompts that samplers which left the pool handed back"),
     ),
 )
 _WEIGHTS = (

@@ -225,3 +225,17 @@ def test_a_killed_run_leaves_the_cursor() -> None:
     returned, text = in_terminal("sleep", kill_after_s=0.3)
     assert returned == -signal.SIGKILL
     assert cursor_is_shown(text)
+
+
+def test_samplers_that_come_and_go_are_told_apart_from_those_at_work() -> None:
+    def state(*statuses: str) -> RunState:
+        return replace(
+            STATE, samplers=tuple(SamplerState(f"sampler-{n}", 3 * (s != "pending"), s) for n, s in enumerate(statuses))
+        )
+
+    assert "samplers" not in plain_line(state("sampling", "idle"))
+    coming = state("sampling", "leaving", "pending", "pending")
+    assert plain_line(coming).endswith("weights v3  samplers 1 (1 leaving, 2 pending)  left 06:30")
+    page = "\n".join(page_text(coming))
+    assert "sampler-0  v3  sampling" in page
+    assert "sampler-2  -  pending" in page

@@ -7,7 +7,7 @@ import pytest
 from actors import flow as flow_module
 from actors.doing import Doing
 from actors.flow import Flow
-from actors.pool import Member
+from actors.members import Member
 from actors.progress import SAMPLING, Progress
 from actors.sampler import SamplerStats
 from actors.work import StreamStatus
@@ -78,7 +78,8 @@ def pool_of(count: int, restarts: int = 0, requeued: int = 0) -> SimpleNamespace
     members = [Member(f"sampler-{number}", None, version=3) for number in range(count)]
     for member in members:
         member.ready.set()
-    return SimpleNamespace(members=members, restarts=restarts, requeued=requeued)
+    counts = {"restarts": restarts, "requeued": requeued, "handed_back": 0, "wanted": count, "coming": 0}
+    return SimpleNamespace(members=members, **counts)
 
 
 def test_counts_of_a_sampler_add_up_through_replacements_and_quiet_looks(clock):
@@ -193,3 +194,27 @@ def test_work_in_progress_is_told_up_to_now_and_no_second_of_it_twice():
     assert pieces[0][2] == pieces[1][1]
     assert pieces[1][2] == pieces[2][1]
     assert doing.take() == []
+
+
+def test_what_a_sampler_did_before_it_left_is_told_and_its_name_may_be_given_again(clock):
+    records, pool = Records(), pool_of(2)
+    flow = Flow(Progress(Config(), records))
+
+    def tell():
+        clock.now += 20
+        flow.tell(status(), pool)
+
+    flow.take("sampler-1", stats(2, 100))
+    tell()
+    flow.take("sampler-1", stats(3, 150))
+    flow.left(pool.members.pop())
+    pool.handed_back, pool.coming = 4, 1
+    tell()
+    tell()
+    pool.members.append(Member("sampler-1", None))
+    flow.take("sampler-1", stats(5, 400))  # more than the one before had done in all
+    tell()
+    told = [record["sampler/tokens"] for record in records.of("sampler") if record["sampler"] == "sampler-1"]
+    assert told == [100, 50, 400]
+    assert [record["pool/handed_back"] for record in records.of("flow")] == [0, 4, 0, 0]
+    assert [record["pool/pending"] for record in records.of("flow")] == [0, 1, 1, 1]

@@ -8,8 +8,8 @@ import pytest
 
 from actors import progress as progress_module
 from actors.doing import Doing
+from actors.members import Member
 from actors.monitor import Monitor
-from actors.pool import Member
 from actors.progress import EVALUATING, EVALUATING_SNAPSHOT, SAMPLING, STARTING, TRAINING, WRITING, Progress, Workload
 from actors.sampler import SamplerStats
 from actors.vitals import Vitals
@@ -121,8 +121,13 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
     )
 
 
+def pool_of(*names):
+    members = [Member(name, None) for name in names]
+    return SimpleNamespace(members=members, departed=[], restarts=0, requeued=0, handed_back=0, wanted=1, coming=0)
+
+
 def test_an_update_of_weights_is_told_once():
-    pool = SimpleNamespace(members=[Member("sampler-0", None)], restarts=0, requeued=0)
+    pool = pool_of("sampler-0")
     records = Records()
     monitor = Monitor(SimpleNamespace(samplers=pool, run=SimpleNamespace(config=config())), Progress(config(), records))
     for version in (0, 1, 1):
@@ -155,7 +160,8 @@ def look_at(**said):
     async def nothing():
         pass
 
-    pool = SimpleNamespace(members=[], restarts=0, requeued=0, poll=nothing, pending={})
+    pool = pool_of()
+    pool.poll, pool.take_alarms, pool.pending = nothing, list, {}
     cast = SimpleNamespace(
         call=answer,
         stream=SimpleNamespace(status="status"),

@@ -475,12 +475,24 @@ def test_every_kind_of_reward_can_be_named_in_a_recipe():
     assert weighted.reward.source == "0.5 verifier reasoning_gym + 1 sequence_classification some/model"
 
 
+def test_a_pool_of_samplers_is_fixed_unless_a_range_is_given():
+    def pool(*overrides):
+        samplers = load_config("quickstart", overrides).samplers
+        return samplers.least, samplers.count, samplers.most, samplers.is_elastic
+
+    assert pool() == (1, 1, 1, False)
+    assert pool("samplers.count=3", "samplers.min_count=1") == (1, 3, 3, True)
+    assert pool("samplers.max_count=8") == (1, 1, 8, True)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["run.seed=-1"], "run.seed"),
         (["run.seed=99999999999999999999999"], "run.seed"),
         (["samplers.cpu_cores=banana"], "samplers.cpu_cores"),
+        (["samplers.min_count=2"], "samplers.min_count = 2: must be at most samplers.count = 1"),
+        (["samplers.count=4", "samplers.max_count=3"], "samplers.max_count = 3: must be at least samplers.count = 4"),
         (
             ["samplers.tensor_parallel_size=4"],
             "and samplers.resources asks for 0",

@@ -76,6 +76,14 @@ def test_the_cost_of_evaluation_is_told_before_it_is_paid(toy, capsys):
     assert "the policy with the best reward is kept; ends after 3 without a gain" in printed
 
 
+def test_the_plan_of_an_elastic_pool_shows_its_range(toy, capsys):
+    """What it must have has to fit; what it may ask for need not, for the autoscaler brings it."""
+    assert main([*toy(None, "samplers.max_count=1000", "reward.replicas=1"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "samplers      1 x 1 CPU, from 1 to 1000, about" in printed
+    assert "cluster       2 CPU at least, 1001 CPU with all samplers" in printed
+
+
 def test_options_may_stand_between_overrides(toy, capsys):
     recipe, *overrides = toy()
     assert main([recipe, overrides[0], "--dry-run", *overrides[1:]]) == 0
