@@ -33,6 +33,7 @@ from larpo.report_page import (
     table,
 )
 from larpo.run_log import Record, RunLog, read_run_log
+from larpo.timeline import write_timeline
 from larpo.types import Candidate, CandidateList, stable_hash
 
 REPORT_FILE = "report.html"
@@ -42,7 +43,10 @@ _DEFAULT_SAMPLES = 3
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from config.yaml, metrics.jsonl and lists/, and return its path."""
+    """Write `run_dir/report.html` from config.yaml, metrics.jsonl and lists/, and return its path.
+
+    Beside it comes `timeline.json`, from the spans that its busy shares are computed from.
+    """
     if not run_dir.is_dir():
         raise DataError(f"{run_dir} is not a folder; give the folder of a run, such as runs/NAME")
     config_text = _read(run_dir / "config.yaml")
@@ -63,6 +67,7 @@ def write_report(run_dir: Path) -> Path:
     title = f"larpo run {(config.get('run') or {}).get('name') or run_dir.resolve().name}"
     hidden.write_text(page(title, _subtitle(config, log), sections), encoding="utf-8")
     os.replace(hidden, path)
+    write_timeline(run_dir, log)
     return path
 
 
