@@ -95,8 +95,10 @@ def rank_failures(errors: Mapping[int, Exception]) -> list[Failure]:
     found = []
     for rank, error in sorted(errors.items()):
         cause = _unwrapped(error)
-        gone = getattr(cause, "actor_id", None) if is_death(cause) else None
-        found.append(Failure(rank, in_short(cause), gone))
+        if is_death(cause):
+            found.append(Failure(rank, in_short(cause), cause.actor_id))
+        else:
+            found.append(Failure(rank, f"{type(cause).__name__}: {cause}", None))
     return found
 
 

@@ -42,11 +42,15 @@ class SamplerPool(Membership):
         super().__init__(spawn, kill, samplers, timeouts, on_failure)
         self._per_sampler = prompts_per_sampler
         self.restarts = 0
-        self.pending: dict[str, str] = {}  # prompt in flight -> sampler that has its lease
+        self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
         self.requeued = 0  # prompts that went back to the queue
         self.handed_back = 0  # prompts that leaving samplers gave back
-        self.active = 0  # prompts that wait for a sampler or are with one
         self._slots_taken = 0
+
+    @property
+    def active(self) -> int:
+        """How many prompts wait for a sampler or are with one."""
+        return len(self.pending)
 
     @property
     def slots(self) -> int:
@@ -66,18 +70,17 @@ class SamplerPool(Membership):
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """Sample one prompt under a lease; raises SamplerError when it failed on several samplers."""
-        self.active += 1
+        self.pending.add(task.key)
         try:
             return await self._sample(task)
         finally:
-            self.active -= 1
+            self.pending.discard(task.key)
 
     async def _sample(self, task: SampleTask) -> list[Candidate]:
         reasons: list[str] = []
         while len(reasons) < ATTEMPTS_PER_PROMPT:
             member = await self._acquire()
             actor = member.actor
-            self.pending[task.key] = member.name
             try:
                 return await self._leased(member, actor.sample.remote(task))
             except TimeoutError:
@@ -92,7 +95,6 @@ class SamplerPool(Membership):
                 if is_death(error) or await self._is_broken(actor):
                     self._replace(member, actor, error)
             finally:
-                self.pending.pop(task.key, None)
                 await self._release(member)
             self.requeued += len(reasons) < ATTEMPTS_PER_PROMPT
         raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.console_page import COMING
 from actors.progress import Progress
 from actors.work import StreamStatus
 
@@ -61,11 +62,11 @@ def parts_of(cast: Any, progress: Progress, status: StreamStatus, sampled: Any) 
     if cast.samplers is None:
         return [stream, trainer]
     members = cast.samplers.members
-    starting = [member.name for member in members if member.status in ("pending", "starting", "restarting")]
+    starting = [member.name for member in members if member.status in COMING]
     updating = [member.name for member in members if member.status == "updating"]
     return [
         Part("engines", tuple(member.status for member in members), _names(starting, "sampler", "starting")),
-        Part("sampling", sampled, _names(cast.samplers.pending, "prompt", "with a sampler")),
+        Part("sampling", sampled, _names(cast.samplers.pending, "prompt", "sampled or waiting for it")),
         Part("ranking", progress.ranked, _names(cast.rewards.pending_ids(), "prompt", "with the reward model")),
         stream,
         trainer,

@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from actors import placement
+from actors.cast import TrainingCast
 from actors.obituary import how_it_ended, obituary, read_log
 from actors.vitals import memory_of_this_process
+from larpo.config import Config
+from larpo.errors import TrainingError
 
 
 class Mortal:
@@ -111,3 +115,30 @@ def on_two_nodes() -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_a_group_that_gave_up_is_told_of_rank_by_rank(monkeypatch):
+    """Without what Ray Train wraps around an error of the loop, and around the death of a worker."""
+    from ray.exceptions import RayActorError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    died = "The actor died.\nWorker exit type: SYSTEM_ERROR Worker exit detail: Gone. Some common causes include: (1)"
+    failures = {
+        1: WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg=died)),
+        0: UserExceptionWithTraceback(ValueError("a stone"), "Traceback (most recent call last): ..."),
+    }
+
+    async def gives_up(spec):
+        raise TrainingError("the training group failed") from WorkerGroupError("all at once", failures)
+
+    monkeypatch.setattr(placement, "train", gives_up)
+    cast = object.__new__(TrainingCast)
+    cast.run = SimpleNamespace(config=Config.model_validate({"training": {"max_failures": 2}}))
+    with pytest.raises(TrainingError) as caught:
+        asyncio.run(cast._train(None))
+    assert str(caught.value).splitlines() == [
+        "the training group failed, after 2 restarts (training.max_failures):",
+        "rank 0: ValueError: a stone",
+        "rank 1: its process ended (SYSTEM_ERROR): Gone.",
+    ]

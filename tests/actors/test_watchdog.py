@@ -68,8 +68,9 @@ def run_of(pending=(), ranking=(), statuses=("ready",), done=False, **said):
 
 def test_each_part_says_what_it_has_to_do():
     assert run_of() == {}
-    assert run_of(pending=["0001/q9", "0001/q3"]) == {"sampling": "2 prompts with a sampler: 0001/q3, 0001/q9"}
-    assert run_of(pending=list("fedcba"))["sampling"] == "6 prompts with a sampler: a, b, c, d, ..."
+    both = run_of(pending=["0001/q9", "0001/q3"])
+    assert both == {"sampling": "2 prompts sampled or waiting for it: 0001/q3, 0001/q9"}
+    assert run_of(pending=list("fedcba"))["sampling"] == "6 prompts sampled or waiting for it: a, b, c, d, ..."
     assert run_of(ranking=["q1"]) == {"ranking": "1 prompt with the reward model: q1"}
     assert run_of(waiting=3) == {"stream": "3 lists waiting"}
     assert run_of(trainer_silent_s=61.0) == {"trainer": "silent for 61 s, in a step or a checkpoint"}
