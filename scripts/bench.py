@@ -1,0 +1,70 @@
+"""Measure larpo beside what a user would otherwise run: `python -m scripts.bench NAME`.
+
+Each benchmark runs both sides on the same work in one process tree, with a warm-up and several repetitions, prints
+medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported as one that
+is good. Exit codes: 0 done, 1 a side failed, 2 the arguments cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scripts.benchmarks.measuring import TABLE_HEADER, Result, table
+from scripts.command import exit_code
+
+
+def _trainer(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.trainer import run_trainer
+
+    return run_trainer(options.policy, options.sizes, options.repetitions, options.shape)
+
+
+def _memory(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.trainer import run_memory
+
+    return run_memory(options.policy, options.sizes, options.repetitions, options.shape)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {"trainer": _trainer, "memory": _memory}
+
+
+def parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    result = argparse.ArgumentParser(prog="python -m scripts.bench", description=description, epilog=rest)
+    result.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join(BENCHMARKS))
+    result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
+    result.add_argument("--sizes", type=_numbers, default="2,4,8", metavar="K,K", help="candidates of a list (2,4,8)")
+    result.add_argument(
+        "--shape", type=_numbers, default="160,128", metavar="P,R", help="tokens of prompt and response (160,128)"
+    )
+    result.add_argument("--repetitions", type=int, default=5, help="that count, beside one warm-up (5)")
+    result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
+    return result
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return exit_code(lambda: _run(options), "interrupted; what was measured before is in the results")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from larpo.evaluation import columns
+
+    names = list(BENCHMARKS) if "all" in options.names else options.names
+    for name in names:
+        result = BENCHMARKS[name](options)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{name}.json").write_text(result.to_json() + "\n", encoding="utf-8")
+        print(*columns([TABLE_HEADER, *table(result)]), *result.notes, sep="\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

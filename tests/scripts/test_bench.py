@@ -1,0 +1,99 @@
+"""Benchmarks: what is measured is measured on both sides alike, and told as it is."""
+
+import json
+import os
+
+import pytest
+
+from scripts.bench import main, parser
+from scripts.benchmarks.lists import random_list
+from scripts.benchmarks.measuring import BenchmarkError, Comparison, Result, Series, in_own_process, in_turns, table
+
+
+def fine(settings):
+    return {"pid": os.getpid(), **settings}
+
+
+def failing(settings):
+    raise ValueError("a stone")
+
+
+def leaving(settings):
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "target", "ratio", "met"),
+    [
+        ((2.0, 9.0, 4.0), (2.0, 2.0, 2.0), ">= 1.8", 2.0, True),
+        ((1.0,), (2.0,), ">= 0.97", 0.5, False),
+        ((1.0,), (2.0,), "<= 0.5", 0.5, True),
+        ((3.0,), (2.0,), "<= 1.05", 1.5, False),
+        ((3.0,), (2.0,), "", 1.5, None),
+    ],
+)
+def test_a_ratio_is_one_of_medians_and_meets_its_target_or_does_not(ours, other, target, ratio, met):
+    row = Comparison("x", "s", Series("larpo", ours), Series("bare", other), target)
+    assert (row.ratio, row.met) == (ratio, met)
+    (told,) = table(Result("x", {}, (row,)))
+    assert told[0] == "x"
+    assert ("met" in told[-1], "missed" in told[-1]) == (met is True, met is False)
+
+
+def test_sides_take_turns_and_warm_ups_do_not_count():
+    order, numbers = [], iter(range(100))
+
+    def side(name):
+        def run():
+            order.append(name)
+            return float(next(numbers))
+
+        return run
+
+    found = in_turns({"a": side("a"), "b": side("b")}, repetitions=2, warm_ups=1)
+    assert order == ["a", "b"] * 3
+    assert found["a"].values == (2.0, 4.0)
+    assert found["b"].values == (3.0, 5.0)
+
+
+def test_a_side_runs_in_a_process_of_its_own_and_its_failure_is_told():
+    found = in_own_process(fine, {"k": 2})
+    assert found["k"] == 2
+    assert found["pid"] != os.getpid()
+    with pytest.raises(BenchmarkError, match=r"(?s)failing failed: .*ValueError: a stone"):
+        in_own_process(failing, {})
+    with pytest.raises(BenchmarkError, match="leaving ended with exit code 7 and no result"):
+        in_own_process(leaving, {})
+
+
+def test_lists_of_the_same_number_are_the_same():
+    one = random_list(3, 4, 50, prompt_tokens=5, response_tokens=7)
+    assert one == random_list(3, 4, 50, prompt_tokens=5, response_tokens=7)
+    assert one != random_list(4, 4, 50, prompt_tokens=5, response_tokens=7)
+    assert [len(c.token_ids) for c in one.candidates] == [7] * 4
+    assert [c.reward for c in one.candidates] == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(["fastest"])
+    assert caught.value.code == 2
+    assert "trainer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidates", [2, 4])
+def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path, candidates):
+    """The losses of all steps are equal, and they fall: the lists come back."""
+    command = (
+        f"trainer memory --policy {tiny_policy} --sizes {candidates} --shape 40,20 --repetitions 5 --out {tmp_path}"
+    )
+    assert main(command.split()) == 0
+    speed, memory = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("trainer", "memory"))
+    step, passes = speed["comparisons"]
+    assert (step["unit"], len(step["ours"]["values"]), len(step["other"]["values"])) == ("lists/s", 5, 5)
+    assert min(step["ours"]["values"] + step["other"]["values"] + passes["ours"]["values"]) > 0
+    assert "apart" in speed["notes"][0]
+    assert 0.2 < memory["comparisons"][0]["ours"]["values"][0] < 20
+    assert memory["machine"]
+    assert memory["commit"]
