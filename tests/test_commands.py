@@ -97,3 +97,11 @@ def test_every_file_that_a_page_links_or_names_exists(page):
         assert (page.parent / target).exists(), target
     for name in re.findall(r"(?<![\w/])cluster/[\w/.-]*\w", text):
         assert (ROOT / name).exists(), name
+
+
+def test_no_example_goes_without_rays_token():
+    files = [*PAGES, *(path for path in (ROOT / "cluster").rglob("*") if path.suffix in (".yaml", ".yml", ".sh"))]
+    for path in files:
+        assert not re.search(r"RAY_AUTH_MODE\W+disabled|mode: disabled", path.read_text()), path
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert page.index("ray get-auth-token --generate") < page.index("ray up --yes") < page.index("ray job submit")
