@@ -52,7 +52,7 @@ class RewardPool:
         self.doing = Doing()
         self._pending: dict[int, Sequence[Request]] = {}  # what each actor works on
         self._memory: dict[int, int] = {}  # bytes that each actor held when it was last asked
-        self.actors = [placement.place_reward(self._section) for _ in range(self._section.replicas)]
+        self.actors = [placement.place_reward(self._section, f"reward-{n}") for n in range(self._section.replicas)]
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(self.actors)):
             self._free.put_nowait(number)
@@ -171,7 +171,7 @@ class RewardPool:
         reason = await obituary(error, self.actors[number], self._memory.pop(number, 0))
         self._on_failure(f"reward-{number}", reason)
         placement.kill(self.actors[number])
-        self.actors[number] = placement.place_reward(self._section)
+        self.actors[number] = placement.place_reward(self._section, f"reward-{number}")
         try:
             found = (await self._described(number)).fingerprint
         except RewardError:
@@ -288,7 +288,7 @@ class Cast(TrainingCast):
         self.rewards = RewardPool(run.config, on_failure, run.folder)
         options = EngineOptions.of(run.config)
         self.samplers = SamplerPool(
-            lambda name: placement.place_sampler(run.config, options, run.policy, self.store),
+            lambda name: placement.place_sampler(run.config, options, run.policy, self.store, name),
             placement.kill,
             run.config.samplers,
             run.config.timeouts,

@@ -153,7 +153,7 @@ def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[s
     """Samplers of that model. No weights are ever published to them, so that they have no store."""
     options = EngineOptions.of(config)
     return SamplerPool(
-        lambda name: placement.place_sampler(config, options, model.policy, None),
+        lambda name: placement.place_sampler(config, options, model.policy, None, name),
         placement.kill,
         config.samplers,
         config.timeouts,

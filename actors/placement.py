@@ -19,6 +19,7 @@ from actors.reward_trainer import RewardSpec, reward_loop
 from actors.sampler import Sampler
 from actors.scorer import Scorer
 from actors.stream import ListStream
+from actors.titles import actor_name
 from actors.trainer import TrainSpec, train_loop
 from actors.training_desk import TrainingDesk
 from actors.weights import WeightStore
@@ -145,7 +146,11 @@ def _local_gpus() -> dict[str, float]:
 def place_store(restarts: int = 0) -> Any:
     import ray
 
-    return ray.remote(WeightStore).options(num_cpus=0, **_started_again(restarts)).remote(memo=RayMemo())
+    return (
+        ray.remote(WeightStore)
+        .options(num_cpus=0, name=actor_name("weights"), **_started_again(restarts))
+        .remote(memo=RayMemo())
+    )
 
 
 def _started_again(restarts: int) -> dict[str, int]:
@@ -157,28 +162,32 @@ def place_stream(config: Config, lists_folder: str) -> Any:
     import ray
 
     again = _started_again(config.training.max_failures)
-    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000, **again)
+    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000, name=actor_name("stream"), **again)
     return actor.remote(config, lists_folder, RayMemo())
 
 
-def place_reward(section: Reward) -> Any:
+def place_reward(section: Reward, name: str = "reward") -> Any:
     import ray
 
     options = _asked(section.resources)
-    return ray.remote(RewardActor).options(**options, max_concurrency=1000).remote(section)
+    return ray.remote(RewardActor).options(**options, max_concurrency=1000, name=actor_name(name)).remote(section)
 
 
-def place_sampler(config: Config, options: EngineOptions, policy: PreparedPolicy, store: Any) -> Any:
+def place_sampler(
+    config: Config, options: EngineOptions, policy: PreparedPolicy, store: Any, name: str = "sampler"
+) -> Any:
     import ray
 
-    actor = ray.remote(Sampler).options(**_asked(config.samplers.resources), max_concurrency=10_000)
+    asked = _asked(config.samplers.resources)
+    actor = ray.remote(Sampler).options(**asked, max_concurrency=10_000, name=actor_name(name))
     return actor.remote(options, policy, store)
 
 
 def place_scorer(config: Config, policy: PreparedPolicy) -> Any:
     import ray
 
-    return ray.remote(Scorer).options(**_asked(config.training.resources_per_worker)).remote(config, policy)
+    options = _asked(config.training.resources_per_worker)
+    return ray.remote(Scorer).options(**options, name=actor_name("scorer")).remote(config, policy)
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -190,7 +199,7 @@ def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
 def place_desk(lists: Mapping[str, Any]) -> Any:
     import ray
 
-    return ray.remote(TrainingDesk).options(num_cpus=0).remote(lists)
+    return ray.remote(TrainingDesk).options(num_cpus=0, name=actor_name("desk")).remote(lists)
 
 
 def on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:

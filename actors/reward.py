@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.titles import show_title
 from actors.vitals import vitals
 from actors.vllm_reward import make_vllm_reward
 from larpo.reward_config import Reward as RewardSection
@@ -34,15 +35,26 @@ class RewardActor:
         self._turn = asyncio.Lock()
         self._busy_seconds = 0.0
         self._lists = self._responses = self._failures = 0
+        self._ranking = 0  # lists of the batch at work
+        show_title(self.doing)
+
+    def __repr__(self) -> str:
+        return f"Reward of kind {self._section.kind}"
+
+    def doing(self) -> str:
+        """For its process's title."""
+        at_work = f"ranks {self._ranking} lists" if self._ranking else "idle"
+        return f"{at_work}, {self._lists} lists so far, {self._failures} responses failed"
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """Rewards of several prompts' responses, in their order."""
         async with self._turn:
-            start = time.monotonic()
+            start, self._ranking = time.monotonic(), len(requests)
             try:
                 rewards = await asyncio.to_thread(self._model.score_lists, requests)
             finally:
                 self._busy_seconds += time.monotonic() - start
+                self._ranking = 0
         self._lists += len(rewards)
         self._responses += sum(len(of_list) for of_list in rewards)
         self._failures += sum(bool(reward.failure) for of_list in rewards for reward in of_list)

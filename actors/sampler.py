@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import Engine, EngineOptions, Sample
+from actors.titles import show_title
 from actors.vitals import vitals
 from actors.weights import Bucket, remove_orphans, write_bucket_files
 from larpo.policy import PreparedPolicy, folder_on_this_node
@@ -60,6 +61,16 @@ class Sampler:
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
+        self._doing = "starts"
+        show_title(self.doing)
+
+    def __repr__(self) -> str:
+        return f"Sampler of {self._policy.path.name}"
+
+    def doing(self) -> str:
+        """For its process's title."""
+        at_work = f"samples {self._in_flight} prompts" if self._in_flight else "idle"
+        return f"{self._doing or at_work}, weights v{self._version}, {self._samples} samples so far"
 
     async def placed(self) -> None:
         """Returns when a node has the actor."""
@@ -71,6 +82,7 @@ class Sampler:
         folder = await asyncio.to_thread(folder_on_this_node, self._policy)
         self._engine = await Engine.start(folder, self._options)
         self._spans.append(("start", started, time.time()))
+        self._doing = ""
         return await self.update(version)
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
@@ -102,8 +114,11 @@ class Sampler:
         """Pull the weights of that version and swap them in under running requests; returns the version in use."""
         async with self._updating:
             if version != self._version:
-                started = time.time()
-                await self._pull_from_store(version)
+                started, self._doing = time.time(), f"takes weights v{version}"
+                try:
+                    await self._pull_from_store(version)
+                finally:
+                    self._doing = ""
                 self._version = version
                 self._spans.append(("update", started, time.time()))
             return self._version

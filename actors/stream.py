@@ -22,6 +22,7 @@ from typing import Any
 
 from actors.list_queue import ListQueue
 from actors.memo import Memo
+from actors.titles import show_title
 from actors.vitals import vitals
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
@@ -53,6 +54,15 @@ class ListStream:
         self._opened, self._closed, self._ended = -1, -1, False
         self._memo = memo
         self._go_on(memo.read() if memo else {})
+        show_title(self.doing)
+
+    def __repr__(self) -> str:
+        return f"ListStream of {self._config.stream.capacity} lists"
+
+    def doing(self) -> str:
+        """For its process's title."""
+        waiting = f", {self._asking} trainer ranks wait" if self._asking else ""
+        return f"{len(self._queue)} lists wait{waiting}, {self._trained + 1} iterations trained"
 
     # The conductor's side.
 

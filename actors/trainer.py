@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
+from actors.titles import show_title
 from actors.vitals import vitals
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.best_policy import Point
@@ -63,11 +64,12 @@ class Rank:
         self._spec, self._config = spec, spec.config
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._spans: list[tuple[str, float, float]] = []
-        started = time.time()
-        self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
         self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
         self._saved = 0  # position of the newest checkpoint
         self._journal = Journal()
+        started, self._doing = time.time(), "starts"
+        show_title(self.doing)
+        self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
         self._restore()
         self._load_reference()
         self._span("start", started)
@@ -76,10 +78,16 @@ class Rank:
         if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
             self._judge()
 
+    def doing(self) -> str:
+        """For its process's title."""
+        where = f"iteration {self._journal.iteration + 1}, after step {self._step}, weights v{self._version}"
+        return f"trainer-{self._rank} of {Path(self._spec.run_dir).name}: {self._doing}, {where}"
+
     def run(self) -> None:
         while True:
-            waited = time.time()
+            waited, self._doing = time.time(), "waits for lists"
             work = self._next_work()
+            self._doing = "trains" if isinstance(work, StepWork) else "publishes"
             self._span("wait", waited)
             match work:
                 case StepWork():

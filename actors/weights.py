@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.memo import Memo
+from actors.titles import show_title
 from actors.vitals import Vitals, vitals
 from larpo.errors import CheckpointError
 
@@ -53,6 +54,15 @@ class WeightStore:
         self._folders: dict[int, str] = {}
         self._memo = memo
         self._go_on(memo.read() if memo else {})
+        show_title(self.doing)
+
+    def __repr__(self) -> str:
+        return "WeightStore"
+
+    def doing(self) -> str:
+        """For its process's title."""
+        held = ", ".join(f"v{version}" for version in list(self._versions | self._lent))
+        return f"holds weights {held}" if held else "no weights yet"
 
     def _go_on(self, known: Mapping[str, Any]) -> None:
         """What the process before this one held, where there was one."""

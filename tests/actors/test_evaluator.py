@@ -34,10 +34,10 @@ class House:
         monkeypatch.setattr(
             placement,
             "place_reward",
-            lambda section: self._actor(describe=self._describe, rank=self._rank, close=self._zero),
+            lambda section, name="reward": self._actor(describe=self._describe, rank=self._rank, close=self._zero),
         )
         monkeypatch.setattr(
-            placement, "place_sampler", lambda config, options, policy, store: self._sampler(str(policy.path))
+            placement, "place_sampler", lambda config, options, policy, store, name: self._sampler(str(policy.path))
         )
         monkeypatch.setattr(
             placement, "place_scorer", lambda config, path: self._actor(load=self._zero, score=self._score)
@@ -48,7 +48,9 @@ class House:
         return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
 
     def _sampler(self, model):
-        return self._actor(start=self._zero, sample=self._sample, shutdown=self._zero, stats=self._zero)
+        return self._actor(
+            placed=self._zero, start=self._zero, sample=self._sample, shutdown=self._zero, stats=self._zero
+        )
 
     async def _zero(self, *_):
         return 0

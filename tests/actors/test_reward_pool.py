@@ -42,7 +42,7 @@ def make_pool(monkeypatch):
 
     def make(*doubles, replicas=1, limit=5.0):
         left = list(doubles)
-        monkeypatch.setattr(placement, "place_reward", lambda section: left.pop(0))
+        monkeypatch.setattr(placement, "place_reward", lambda section, name: left.pop(0))
         monkeypatch.setattr(placement, "kill", lambda actor: setattr(actor, "killed", True))
         config = Config.model_validate(
             {"reward": {"replicas": replicas, "cache": False}, "timeouts": {"reward_s": limit}}
@@ -139,7 +139,7 @@ def make_run(monkeypatch, tmp_path):
     """`make_run(double)`: a pool with a cache, of a run that is started, or started again, in one folder."""
 
     def make(double):
-        monkeypatch.setattr(placement, "place_reward", lambda section: double)
+        monkeypatch.setattr(placement, "place_reward", lambda section, name: double)
         failures = []
         return RewardPool(Config(), lambda name, reason: failures.append((name, reason)), tmp_path), failures
 
