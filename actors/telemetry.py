@@ -20,11 +20,12 @@ from typing import Any, Protocol, TextIO
 
 import larpo
 from actors.console import RunState, make_console
-from actors.telemetry_sinks import RaySink, WandbSink, redact, redact_all
+from actors.telemetry_sinks import RaySink, WandbSink
 from larpo.config import Run
 from larpo.config import Telemetry as TelemetrySection
 from larpo.errors import DataError, LarpoError
 from larpo.events import check_event, failure_kind
+from larpo.masking import redact, redact_all
 from larpo.metrics import check_labels, check_names
 
 METRICS_FILE = "metrics.jsonl"

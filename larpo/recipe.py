@@ -21,6 +21,7 @@ from larpo.config_checks import check_config, problem_list
 from larpo.errors import ConfigError
 from larpo.knob_errors import hint, problems_of
 from larpo.knobs import Section
+from larpo.safety_checks import safety_problems
 from larpo.yaml_text import read_yaml, write_yaml
 
 __all__ = ["arms", "bundled_recipes", "changed_knobs", "check_config", "config_to_yaml", "load_config", "recipe_name"]
@@ -48,7 +49,10 @@ def read_config(recipe: str, overrides: Sequence[str], root: type[Root]) -> Root
     for override in overrides:
         values = _with_override(values, override, root)
     try:
-        return root.model_validate(values)
+        config = root.model_validate(values)
+        problems = safety_problems(config)
+        if not problems:
+            return config
     except ValidationError as error:
         problems = problems_of(error, root)
     raise ConfigError(problem_list(f"recipe {recipe}: {len(problems)} to change", problems))

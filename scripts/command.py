@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
+from larpo.masking import redact
 
 if TYPE_CHECKING:
     from actors.results import Results
@@ -54,10 +55,10 @@ def exit_code(work: Callable[[], int], interrupted: str = "interrupted") -> int:
     try:
         return work()
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except LarpoError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {redact(str(error))}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(interrupted, file=sys.stderr)

@@ -52,6 +52,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         recipe, overrides = None, [recipe, *overrides]
     config, name, models = chosen(recipe, overrides, options.run, options.model)
     evaluation = prepare_evaluation(config, models, options.out or Path("evaluations") / name)
+    for note in evaluation.notes:
+        _say(note)
     begin(evaluation)
     with locked(evaluation.folder):
         run_evaluation(evaluation, _say)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from actors.reward import RewardActor
 from larpo.errors import ConfigError, DataError, LarpoError
 from larpo.http_reward import TOKEN, decode_requests
+from larpo.masking import redact
 from larpo.recipe import load_config
+from larpo.safety_checks import code_notes
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -41,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section = load_config(options.recipe, options.overrides).reward
         if section.kind == "http":
             raise ConfigError("reward.kind = 'http': a server has to score by itself; give a recipe of another kind")
+        print(*(f"reward.{note}" for note in code_notes(section)), sep="\n", end="", flush=True)
         actor = RewardActor(section)
     except LarpoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | DataError) else 1
     from aiohttp import web
 

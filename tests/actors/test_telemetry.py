@@ -18,9 +18,10 @@ import torch
 
 from actors.console import RunState
 from actors.telemetry import Telemetry, plain_number
-from actors.telemetry_sinks import RaySink, redact, wandb_mode, within
+from actors.telemetry_sinks import RaySink, wandb_mode, within
 from larpo.config import Config
 from larpo.errors import DataError, LarpoError, PhaseTimeout
+from larpo.masking import redact
 
 QUIET = Config.model_validate({"telemetry": {"wandb": False, "console": "plain"}})
 WITH_WANDB = Config.model_validate({"telemetry": {"wandb": True, "console": "plain"}, "run": {"name": "w"}})

@@ -1,0 +1,110 @@
+"""What the code may not do, held over its syntax trees: unpickle, evaluate, listen beyond this machine."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    str(path.relative_to(ROOT)) for room in ("larpo", "actors", "scripts") for path in (ROOT / room).rglob("*.py")
+)
+UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+LOADERS = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "datasets.load_from_disk"}
+DEEPSPEED = {"actors/trainer_engine.py", "actors/zero_engine.py"}  # which unpickles a run's own checkpoints
+BOUND_TO_ALL = {"0.0.0.0", "::"}
+
+
+def nodes(code: str) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(code))
+
+
+def imports(code: str) -> set[str]:
+    found = {name.name for node in nodes(code) if isinstance(node, ast.Import) for name in node.names}
+    froms = [node for node in nodes(code) if isinstance(node, ast.ImportFrom) and node.module]
+    names = {part for node in froms for part in (node.module, *(f"{node.module}.{name.name}" for name in node.names))}
+    return {name.partition(".")[0] for name in found | names} | {name for name in names}
+
+
+def calls(code: str) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in nodes(code) if isinstance(node, ast.Call)]
+
+
+def unpickles(code: str) -> set[str]:
+    """What in this code would unpickle or evaluate something."""
+    found = imports(code) & (UNPICKLERS | {"torch.load", "numpy.load"})
+    for name, call in calls(code):
+        if name in LOADERS or name in ("eval", "exec", "yaml.unsafe_load", "yaml.full_load"):
+            found.add(name)
+        allow = next((word.value for word in call.keywords if word.arg == "allow_pickle"), None)
+        if allow is not None and ast.unparse(allow) != "False":
+            found.add(f"{name}(allow_pickle)")
+        loader = next((ast.unparse(word.value) for word in call.keywords if word.arg == "Loader"), "")
+        if name == "yaml.load" and loader != "_Loader":
+            found.add("yaml.load")
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "def f():\n    from cloudpickle import loads",
+        "import torch\ntorch.load('x')",
+        "from torch import load",
+        "import numpy as np\nnp.load('x')",
+        "g(allow_pickle=True)",
+        "eval('1')",
+        "import yaml\nyaml.load(x, Loader=yaml.Loader)",
+    ],
+)
+def test_the_walk_finds_what_it_looks_for(code):
+    assert unpickles(code)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled_or_evaluated(module):
+    """Files and replies from outside are safetensors, Parquet, JSON, YAML of the safe kind, or SQLite."""
+    assert not unpickles((ROOT / module).read_text())
+
+
+def test_deepspeed_reads_a_runs_own_checkpoints_only_after_their_checksums():
+    """Who asks an engine to restore has the folder from `newest_checkpoint`, which checks every file."""
+    code = {module: (ROOT / module).read_text() for module in MODULES}
+    assert {m for m, text in code.items() if any(n.endswith(".load_checkpoint") for n, _ in calls(text))} == DEEPSPEED
+    for module in DEEPSPEED:  # each in one method, whose callers are the loops
+        (holder,) = [
+            node
+            for node in nodes(code[module])
+            if isinstance(node, ast.FunctionDef) and ".load_checkpoint(" in ast.unparse(node)
+        ]
+        asking = {m for m, text in code.items() if any(n.endswith(f"engine.{holder.name}") for n, _ in calls(text))}
+        assert asking
+        assert all("newest_checkpoint" in code[m] for m in asking), asking
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_weights_are_read_as_safetensors(module):
+    """A model class that reads weights says so, or else transformers opens a pickle where there is one."""
+    for name, call in calls((ROOT / module).read_text()):
+        if name.startswith("AutoModel") and name.endswith(".from_pretrained"):
+            words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            assert words.get("use_safetensors") == "True" or "gguf_file" in words, (
+                f"{module}: {ast.unparse(call)[:100]}"
+            )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_of_ours_listens_beyond_this_machine_by_default(module):
+    constants = {node.value for node in nodes((ROOT / module).read_text()) if isinstance(node, ast.Constant)}
+    assert not constants & BOUND_TO_ALL
+    for name, call in calls((ROOT / module).read_text()):
+        if name == "ray.init" and "address='local'" in ast.unparse(call):
+            assert "dashboard_host='127.0.0.1'" in ast.unparse(call)
+
+
+def test_a_reward_server_listens_on_loopback():
+    from scripts.serve_reward import parser
+
+    assert parser().parse_args(["quickstart"]).host == "127.0.0.1"
