@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(
-    str(path.relative_to(ROOT)) for room in ("larpo", "actors", "scripts") for path in (ROOT / room).rglob("*.py")
-)
+CODE = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for room in ("larpo", "actors", "scripts")
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LOADERS = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "datasets.load_from_disk"}
 DEEPSPEED = {"actors/trainer_engine.py", "actors/zero_engine.py"}  # which unpickles a run's own checkpoints
@@ -63,45 +65,42 @@ def test_the_walk_finds_what_it_looks_for(code):
     assert unpickles(code)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_unpickled_or_evaluated(module):
+def test_nothing_is_unpickled_or_evaluated():
     """Files and replies from outside are safetensors, Parquet, JSON, YAML of the safe kind, or SQLite."""
-    assert not unpickles((ROOT / module).read_text())
+    found = {module: unpickles(code) for module, code in CODE.items()}
+    assert {module: names for module, names in found.items() if names} == {}
 
 
 def test_deepspeed_reads_a_runs_own_checkpoints_only_after_their_checksums():
     """Who asks an engine to restore has the folder from `newest_checkpoint`, which checks every file."""
-    code = {module: (ROOT / module).read_text() for module in MODULES}
-    assert {m for m, text in code.items() if any(n.endswith(".load_checkpoint") for n, _ in calls(text))} == DEEPSPEED
+    assert {m for m, text in CODE.items() if any(n.endswith(".load_checkpoint") for n, _ in calls(text))} == DEEPSPEED
     for module in DEEPSPEED:  # each in one method, whose callers are the loops
         (holder,) = [
             node
-            for node in nodes(code[module])
+            for node in nodes(CODE[module])
             if isinstance(node, ast.FunctionDef) and ".load_checkpoint(" in ast.unparse(node)
         ]
-        asking = {m for m, text in code.items() if any(n.endswith(f"engine.{holder.name}") for n, _ in calls(text))}
+        asking = {m for m, text in CODE.items() if any(n.endswith(f"engine.{holder.name}") for n, _ in calls(text))}
         assert asking
-        assert all("newest_checkpoint" in code[m] for m in asking), asking
+        assert all("newest_checkpoint" in CODE[m] for m in asking), asking
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_weights_are_read_as_safetensors(module):
+def test_weights_are_read_as_safetensors():
     """A model class that reads weights says so, or else transformers opens a pickle where there is one."""
-    for name, call in calls((ROOT / module).read_text()):
-        if name.startswith("AutoModel") and name.endswith(".from_pretrained"):
-            words = {word.arg: ast.unparse(word.value) for word in call.keywords}
-            assert words.get("use_safetensors") == "True" or "gguf_file" in words, (
-                f"{module}: {ast.unparse(call)[:100]}"
-            )
+    for module, code in CODE.items():
+        for name, call in calls(code):
+            if name.startswith("AutoModel") and name.endswith(".from_pretrained"):
+                words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                assert words.get("use_safetensors") == "True" or "gguf_file" in words, (module, ast.unparse(call))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_of_ours_listens_beyond_this_machine_by_default(module):
-    constants = {node.value for node in nodes((ROOT / module).read_text()) if isinstance(node, ast.Constant)}
-    assert not constants & BOUND_TO_ALL
-    for name, call in calls((ROOT / module).read_text()):
-        if name == "ray.init" and "address='local'" in ast.unparse(call):
-            assert "dashboard_host='127.0.0.1'" in ast.unparse(call)
+def test_nothing_of_ours_listens_beyond_this_machine_by_default():
+    for module, code in CODE.items():
+        constants = {node.value for node in nodes(code) if isinstance(node, ast.Constant)}
+        assert not constants & BOUND_TO_ALL, module
+        for name, call in calls(code):
+            if name == "ray.init" and "address='local'" in ast.unparse(call):
+                assert "dashboard_host='127.0.0.1'" in ast.unparse(call), module
 
 
 def test_a_reward_server_listens_on_loopback():
