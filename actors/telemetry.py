@@ -27,6 +27,7 @@ from larpo.errors import DataError, LarpoError
 from larpo.events import check_event, failure_kind
 from larpo.masking import redact, redact_all
 from larpo.metrics import check_labels, check_names
+from larpo.report import report_parts
 
 METRICS_FILE = "metrics.jsonl"
 _COUNTED = {"alarm": {"run/alarms": 1.0}, "failure": {"run/failures": 1.0}}
@@ -138,12 +139,18 @@ class Telemetry:
 
     def _close_wandb(self) -> None:
         """A failure is only said: the last record of a run that is done stays its "done"."""
-        if self._wandb is None:
+        sink = self._wandb
+        if sink is None:
             return
-        try:
-            self._wandb.close()
-        except Exception as error:
-            self.say(f"alarm: wandb failed to finish ({type(error).__name__}: {error})")
+        steps: dict[str, Callable[[], None]] = {
+            "show the report": lambda: sink.show(self._index, *report_parts(self._path.parent)),
+            "finish": sink.close,
+        }
+        for what, step in steps.items():
+            try:
+                step()
+            except Exception as error:
+                self.say(f"alarm: wandb failed to {what} ({type(error).__name__}: {error})")
 
     def _try_wandb(self, what: str, call: Callable[[], None]) -> None:
         """wandb is a view of the run: whatever it raises is reported once, and the run goes on without it."""

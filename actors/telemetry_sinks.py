@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -86,12 +86,27 @@ class WandbSink:
             settings=settings,
         )
         run.define_metric("train/*", step_metric="step")
+        run.define_metric("heldout/*", step_metric="iteration")
+        run.define_metric("given/*", step_metric="iteration")
         return run
 
     def log(self, index: int, numbers: Mapping[str, float]) -> None:
         """`index` is the line in metrics.jsonl: it grows over resumes, as wandb demands of a step."""
         if self._run is not None and numbers:
             self._run.log(dict(numbers), step=index)
+
+    def show(self, index: int, figures: Mapping[str, str], table: Sequence[Sequence[Any]]) -> None:
+        """A report's figures as HTML, and its sample lists: rows, the header first."""
+        import wandb
+
+        if self._run is None:
+            return
+        header, *rows = table
+        shown: dict[str, Any] = {f"report/{name}": wandb.Html(html) for name, html in figures.items()}
+        if rows:
+            shown["report/sample_lists"] = wandb.Table(columns=list(header), data=redact_all(rows))
+        run = self._run
+        within(_WANDB_FINISH_S, "wandb.log of the report", lambda: run.log(shown, step=index))
 
     def close(self) -> None:
         if self._run is not None:

@@ -18,27 +18,23 @@ from larpo.errors import DataError
 from larpo.evaluation import chosen_text, is_chosen
 from larpo.list_evaluation import list_rows
 from larpo.plots import actor_order
-from larpo.records import list_parts, read_lists
-from larpo.report_figures import hardness_figure, reward_figure, timeline_figure, training_figures
+from larpo.report_figures import figures
 from larpo.report_page import (
     details,
-    heading,
     missing,
     note,
     page,
     plots,
     preformatted,
-    quote,
     section,
     table,
 )
+from larpo.report_samples import sample_lists, sample_table
 from larpo.run_log import Record, RunLog, read_run_log
 from larpo.timeline import write_timeline
-from larpo.types import Candidate, CandidateList, stable_hash
 
 REPORT_FILE = "report.html"
 _MAX_TROUBLES = 200
-_MAX_TEXT = 2000  # characters of a response or a turn that are shown
 _DEFAULT_SAMPLES = 3
 
 
@@ -54,12 +50,13 @@ def write_report(run_dir: Path) -> Path:
     log = read_run_log(run_dir / "metrics.jsonl")
     gap_alarm = _knob(config, "training", "gap_alarm")
     samples = _knob(config, "telemetry", "report_samples") or _DEFAULT_SAMPLES
+    *learning, busy_time = figures(log, gap_alarm).values()
     sections = [
         section("Result", *_result(log)),
-        section("Learning", plots([reward_figure(log), *training_figures(log, gap_alarm), hardness_figure(log)])),
-        section("Busy time", timeline_figure(log), _shares_table(log)),
+        section("Learning", plots(learning)),
+        section("Busy time", busy_time, _shares_table(log)),
         section("Alarms and failures", _troubles(log)),
-        section("Sample lists", *_sample_lists(run_dir / "lists", int(samples))),
+        section("Sample lists", *sample_lists(run_dir / "lists", int(samples))),
         section("Configuration", _configuration(config_text)),
     ]
     path = run_dir / REPORT_FILE
@@ -69,6 +66,19 @@ def write_report(run_dir: Path) -> Path:
     os.replace(hidden, path)
     write_timeline(run_dir, log)
     return path
+
+
+def report_parts(run_dir: Path) -> tuple[dict[str, str], list[list[Any]]]:
+    """What other places show of a report: its figures as HTML by name, and its sample lists as rows, the header first.
+
+    Figures that lack their records are left out.
+    """
+    text = _read(run_dir / "config.yaml")
+    config = _mapping(yaml.safe_load(text) if text else None)
+    drawn = figures(read_run_log(run_dir / "metrics.jsonl"), _knob(config, "training", "gap_alarm"))
+    samples = _knob(config, "telemetry", "report_samples") or _DEFAULT_SAMPLES
+    whole = {name: html for name, html in drawn.items() if html.startswith("<figure")}
+    return whole, sample_table(run_dir / "lists", int(samples))
 
 
 def _read(path: Path) -> str:
@@ -203,52 +213,6 @@ def _troubles(log: RunLog) -> str:
     left_out = len(log.troubles) - len(rows)
     said = note(f"{left_out} earlier ones are in metrics.jsonl only.") if left_out else ""
     return said + table(["minute", "kind", "what happened"], rows, (1, 2))
-
-
-def _sample_lists(folder: Path, samples: int) -> list[str]:
-    """A few lists of each iteration's first part, drawn by a hash of their ids."""
-    iterations = sorted({int(path.parent.name.removeprefix("iteration-")) for path in list_parts(folder)})
-    if not iterations:
-        return [missing("No candidate lists are on disk (lists/iteration-*/part-*.parquet).")]
-    parts = [note(f"Up to {samples} lists from the first part of each iteration, candidates best first.")]
-    for iteration in iterations:
-        first = list_parts(folder, iteration)[0]
-        try:
-            chosen = sorted(read_lists(first), key=lambda entry: stable_hash(entry.id))[:samples]
-        except DataError as error:
-            parts.append(missing(str(error)))
-            continue
-        inner = "\n".join(_one_list(entry) for entry in chosen)
-        parts.append(details(f"Iteration {iteration + 1}", inner, opened=iteration == iterations[-1]))
-    return parts
-
-
-def _one_list(entry: CandidateList) -> str:
-    turns = "\n".join(quote(message.role, _cut(message.content)) for message in entry.prompt.messages)
-    rows = [
-        [_text(candidate.reward, ".3f"), _cut(candidate.text), _how(candidate), str(len(candidate.token_ids))]
-        for candidate in entry.candidates
-    ]
-    task = f" ({entry.prompt.task})" if entry.prompt.task else ""
-    return (
-        heading(f"Prompt {entry.prompt.id}{task}")
-        + turns
-        + table(["reward", "response", "where from", "tokens"], rows, (1, 2))
-    )
-
-
-def _how(candidate: Candidate) -> str:
-    """`iteration 2, T=1` and what is unusual about the candidate."""
-    if candidate.origin == "given" and not candidate.log_probs:
-        return "given"
-    notes: list[str] = [] if candidate.origin == "sampled" else [candidate.origin]
-    notes += ["cut off"] if candidate.finish_reason == "length" else []
-    return ", ".join([f"iteration {candidate.iteration + 1}", f"T={candidate.temperature:g}", *notes])
-
-
-def _cut(text: str) -> str:
-    rest = len(text) - _MAX_TEXT
-    return text if rest <= 0 else f"{text[:_MAX_TEXT]} [... {rest:,} more characters]"
 
 
 def _configuration(text: str) -> str:

@@ -15,6 +15,17 @@ from larpo.run_log import Record, RunLog, series
 _Z = 1.96  # half-length of a 95% normal interval in standard errors
 
 
+def figures(log: RunLog, gap_alarm: float | None) -> dict[str, str]:
+    """All figures of a report by a short name, in its order; the last is the timeline."""
+    names = ("loss", "reference", "ranker", "staleness", "log_prob_gap", "step_time")
+    return {
+        "reward": reward_figure(log),
+        **dict(zip(names, training_figures(log, gap_alarm), strict=True)),
+        "hardness": hardness_figure(log),
+        "busy_time": timeline_figure(log),
+    }
+
+
 def reward_figure(log: RunLog) -> str:
     """Held-out and training reward by the iterations that the policy has been trained, or by steps with snapshots."""
     by_step = any(is_snapshot(record) for record in log.evaluations)

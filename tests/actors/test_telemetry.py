@@ -226,7 +226,7 @@ def test_a_wandb_that_fails_to_finish_leaves_done_the_last_record(
     def fail() -> None:
         raise OSError("disk")
 
-    sink = types.SimpleNamespace(mode="online", log=lambda *_: None, close=fail)
+    sink = types.SimpleNamespace(mode="online", log=lambda *_: None, show=lambda *_: None, close=fail)
     monkeypatch.setattr("actors.telemetry.WandbSink", lambda *_: sink)
     telemetry, stream = opened(tmp_path, config=WITH_WANDB)
     telemetry.log("done")
