@@ -12,6 +12,7 @@ from actors.members import Member
 from actors.obituary import obituary, told
 from actors.progress import Progress
 from actors.sampler import SamplerStats
+from actors.scaler import Scaler
 from actors.vitals import Vitals
 from actors.watchdog import Watchdog, parts_of
 from actors.work import StreamStatus
@@ -26,6 +27,8 @@ class Monitor:
         self._flow = Flow(progress)
         self._versions: dict[str, int] = {}
         self._tokens_then = 0  # at the look before
+        elastic = cast.samplers is not None and cast.run.config.samplers.is_elastic
+        self._scaler = Scaler(cast.run.config, cast.samplers, progress) if elastic else None
         self._watchdog = Watchdog(cast.run.config.timeouts.stalled_s)
         self._store: asyncio.Task[Vitals] | None = None  # what the store was asked
         self._vitals: dict[str, Vitals] = {}  # of stream and store, at the look before
@@ -68,6 +71,8 @@ class Monitor:
             await self._cast.rewards.poll()
             for actor, start, end in self._cast.rewards.doing.take():
                 self._flow.span(actor, "rank", start, end)
+        if self._scaler is not None:
+            self._scaler.look(status)
         self._flow.tell(status, self._cast.samplers, last=last)
         still = self._watchdog.look(parts_of(self._cast, self._progress, status, self._flow.tokens))
         if still:

@@ -40,7 +40,7 @@ class SamplerPool(Membership):
         on_failure: Callable[[str, str], None],
     ) -> None:
         super().__init__(spawn, kill, samplers, timeouts, on_failure)
-        self._per_sampler = prompts_per_sampler
+        self.per_sampler = prompts_per_sampler
         self.restarts = 0
         self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
         self.requeued = 0  # prompts that went back to the queue
@@ -55,7 +55,7 @@ class SamplerPool(Membership):
     @property
     def slots(self) -> int:
         """How many prompts the pool works on at a time."""
-        return self.ready * self._per_sampler
+        return self.ready * self.per_sampler
 
     async def take_slot(self) -> None:
         """Wait until the pool has room for one more prompt; the room follows the samplers that are ready."""
@@ -117,7 +117,7 @@ class SamplerPool(Membership):
         async with self._changed:
             while True:
                 self._raise_failed()
-                ready = [m for m in self.members if m.ready.is_set() and m.in_flight < self._per_sampler]
+                ready = [m for m in self.members if m.ready.is_set() and m.in_flight < self.per_sampler]
                 if ready:
                     member = min(ready, key=lambda m: m.in_flight)
                     member.in_flight += 1

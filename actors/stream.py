@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class ListStream:
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = {"producer": 0.0, "consumer": 0.0}
+        self._since: dict[str, float] = {}  # who waits now, since when
         self._reports: list[Mapping[str, Any]] = []
         self._alarms: list[str] = []
         self._error: str | None = None
@@ -109,15 +111,29 @@ class ListStream:
                 " Free disk space, then resume"
             ) from error
         trainable = self._queue.trainable(lists)
-        started = time.monotonic()
-        async with self._changed:
-            self._progress()
-            self._queue.place(lists)
-            if self._config.overlap == "stream":
-                await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
-            self._waits["producer"] += time.monotonic() - started
-            self._queue.append(trainable)
-            self._progress()
+        with self._waiting("producer"):
+            async with self._changed:
+                self._progress()
+                self._queue.place(lists)
+                if self._config.overlap == "stream":
+                    await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
+                self._queue.append(trainable)
+                self._progress()
+
+    @contextmanager
+    def _waiting(self, side: str) -> Iterator[None]:
+        """Counts a wait, while it goes on too; one that fails does not count."""
+        started = self._since[side] = time.monotonic()
+        try:
+            yield
+            self._waits[side] += time.monotonic() - started
+        finally:
+            if self._since.get(side) == started:
+                del self._since[side]
+
+    def _waited(self, side: str) -> float:
+        now = time.monotonic()
+        return self._waits[side] + now - self._since.get(side, now)
 
     def _has_room(self, arriving: int) -> bool:
         """The bound holds, or the trainer has too little for a step: then both would wait for each other."""
@@ -172,8 +188,8 @@ class ListStream:
         failures, self._failures = tuple(self._failures), []
         return StreamStatus(
             waiting=len(self._queue),
-            producer_wait_seconds=self._waits["producer"],
-            consumer_wait_seconds=self._waits["consumer"],
+            producer_wait_seconds=self._waited("producer"),
+            consumer_wait_seconds=self._waited("consumer"),
             dropped=dict(self._queue.dropped),
             trained_iterations=self._trained + 1,
             trainer_started=self._queue.restored,
@@ -209,21 +225,23 @@ class ListStream:
         """
         if not self._queue.restored:
             raise RuntimeError(f"rank {rank} asked a stream that was started again: its place is in the checkpoint")
-        started, rollbacks = time.monotonic(), self._rollbacks
+        rollbacks = self._rollbacks
         self._asking += 1
         try:
-            async with self._changed:
-                await self._wait(
-                    lambda: self._rollbacks > rollbacks or position in self._works or self._queue.is_ready(), "lists"
-                )
-                if self._rollbacks > rollbacks:
-                    raise RuntimeError(f"rank {rank} waited at position {position} while the stream was rolled back")
-                work, lists = self._work_at(position)
+            with self._waiting("consumer") if rank == 0 else nullcontext():
+                async with self._changed:
+                    await self._wait(
+                        lambda: self._rollbacks > rollbacks or position in self._works or self._queue.is_ready(),
+                        "lists",
+                    )
+                    if self._rollbacks > rollbacks:
+                        raise RuntimeError(
+                            f"rank {rank} waited at position {position} while the stream was rolled back"
+                        )
+                    work, lists = self._work_at(position)
         finally:
             self._asking -= 1
             self._heard = time.monotonic()
-        if rank == 0:
-            self._waits["consumer"] += self._heard - started
         if not isinstance(work, StepWork):
             return work
         shares = deal([_tokens(item) for item in lists], ranks)

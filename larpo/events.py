@@ -18,6 +18,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "weights": (),
     "flow": ("iteration",),  # every few seconds: what waits, what is made a second, and who works
     "sampler": ("sampler",),  # the same of one sampler
+    "pool": ("wanted", "reason"),  # the pool of samplers is to have so many from now on
     "span": ("actor", "kind", "start", "end"),  # what an actor did, in unix seconds
     "alarm": ("message",),
     "failure": ("actor", "kind", "reason"),

@@ -1,0 +1,209 @@
+"""The elastic pool with Ray's own autoscaler and real engines: nodes come for samplers, and go with them."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from actors.checkpoints import newest_checkpoint
+from larpo.lists import training_list
+from larpo.recipe import load_config
+from larpo.records import read_lists
+from tests.autoscaling_cluster import AutoscalingCluster
+from tests.toy_runs import REPOSITORY, records, write_toy
+
+pytestmark = pytest.mark.slow
+SLOT = {"sampler_slot": 1}  # a sampler asks for one; the head has one, and so has each node
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A head with room for one sampler, and the autoscaler, which may start two nodes with room for one more each."""
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{tmp_path}")
+    types = {"sampler_node": {"resources": SLOT, "max_workers": 2}}
+    started = AutoscalingCluster(tmp_path, types, head={"CPU": 2, **SLOT}, idle_s=5)
+    yield started
+    started.close()
+
+
+# --- The pool alone
+
+
+def pool_on_the_cluster(policy: str, folder: Path) -> dict:
+    """In a process of its own: samples with one sampler, then two, then one again; what came of it."""
+    import ray
+    from safetensors.torch import load_file
+
+    from actors.engine import EngineOptions
+    from actors.placement import ENVIRONMENT, kill, place_sampler, place_store
+    from actors.pool import SamplerPool
+    from actors.sampler import SampleTask
+    from actors.weights import PublishedFolder, encode_bucket
+    from larpo.config import Config
+    from larpo.policy import prepare_policy
+
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+    samplers = {"max_count": 2, "resources": SLOT, "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
+    config = Config.model_validate(
+        {"policy": {"model": policy, "dtype": "float32"}, "samplers": {**samplers, "drain_s": 0.5}}
+    )
+    store, failures = place_store(), []
+    published = PublishedFolder(folder / "policy-0001", 1)
+    published.add(encode_bucket(load_file(Path(policy) / "model.safetensors")))
+    published.close()
+    pool = SamplerPool(
+        lambda name: place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store),
+        kill,
+        config.samplers,
+        config.timeouts,
+        prompts_per_sampler=2,
+        on_failure=lambda name, reason: failures.append((name, reason)),
+    )
+
+    def nodes() -> int:
+        return sum(node["Alive"] for node in ray.nodes()) - 1
+
+    async def until(condition, limit_s: float) -> float:
+        started = time.monotonic()
+        async with asyncio.timeout(limit_s):
+            while not condition():
+                await pool.poll()
+                await asyncio.sleep(0.2)
+        return round(time.monotonic() - started, 1)
+
+    async def go() -> dict:
+        await store.publish_folder.remote(1, str(folder / "policy-0001"))
+        await pool.start()
+        await pool.update(1)
+        over, answers = asyncio.Event(), {}
+
+        async def answer(number: int) -> None:
+            task = SampleTask(f"0000/{number}", 0, (40, 41, 42), ((1.0, 4),), 200)
+            answers.setdefault(task.key, []).append(await pool.sample(task))
+            await pool.free_slot()
+
+        async def feed(group: asyncio.TaskGroup) -> int:
+            number = 0
+            while not over.is_set():
+                await pool.take_slot()
+                group.create_task(answer(number))
+                number += 1
+            return number
+
+        async with asyncio.TaskGroup() as group:
+            feeding = group.create_task(feed(group))
+            await until(lambda: answers, 120)
+            found = {"nodes_before": nodes()}
+            pool.resize(2)
+            found["pending"] = [member.status for member in pool.members]
+            found["joined_s"] = await until(lambda: pool.ready == 2, 300)
+            found["nodes_with_two"] = nodes()
+            joiner = pool.members[1]
+            await until(lambda: joiner.stats is not None and joiner.stats.prompts >= 3, 120)
+            found["joiner_prompts"], found["joiner_version"] = joiner.stats.prompts, joiner.version
+            pool.let_go(joiner)
+            found["left_s"] = await until(lambda: len(pool.members) == 1, 60)
+            found["node_gone_s"] = await until(lambda: nodes() == 0, 90)
+            over.set()
+        return found | {
+            "asked": feeding.result(),
+            "answered": len(answers),
+            "twice": sum(len(each) != 1 for each in answers.values()),
+            "versions": sorted({s.version for [group] in answers.values() for c in group for s in c.versions}),
+            "handed_back": pool.handed_back,
+            "against": [pool.requeued, pool.restarts, failures, pool.take_alarms()],
+        }
+
+    found = asyncio.run(go())
+    print("found " + json.dumps(found), flush=True)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_sampler_joins_on_a_new_node_with_the_newest_weights_and_its_node_goes_with_it(
+    cluster, tiny_policy, tmp_path
+):
+    code = "import sys; from pathlib import Path; from tests.actors.test_elastic import pool_on_the_cluster as go;"
+    command = [sys.executable, "-c", f"{code} go(sys.argv[1], Path(sys.argv[2]))", str(tiny_policy), str(tmp_path)]
+    done = subprocess.run(command, env=cluster.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr[-4000:] + cluster.log()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]
+    print(line)
+    found = json.loads(line.removeprefix("found "))
+    assert (found["nodes_before"], found["nodes_with_two"]) == (0, 1)
+    assert found["pending"] == ["ready", "pending"]
+    assert (found["joiner_version"], found["versions"]) == (1, [1])
+    assert (found["answered"], found["twice"]) == (found["asked"], 0)
+    assert found["handed_back"] > 0
+    assert found["against"] == [0, 0, [], []]
+
+
+# --- A whole run
+
+KNOBS = [
+    "samplers={max_count: 2, patience_s: 3.0, drain_s: 5.0, resources: {sampler_slot: 1}, max_model_len: 256,"
+    " max_num_seqs: 4, enforce_eager: true}",
+    "sampling.max_new_tokens=96",
+    "prompts.max_prompt_tokens=96",
+    "prompts.train_count=160",
+    "training.prompts_per_iteration=80",
+    "training.lists_per_step=1",
+    "training.epochs=3",
+    "checkpoints.every_steps=1000",
+    "lists.memory=current",
+]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_grows_while_its_trainer_waits_and_shrinks_when_there_is_nothing_to_sample(
+    cluster, tiny_policy, tmp_path
+):
+    write_toy(tmp_path, tiny_policy)
+    rows = [{"id": f"q{n}", "text": f"Say {n} in bytes."} for n in range(162)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "runs" / "elastic"
+    named = [f"run.output_dir={run.parent}", "run.name=elastic"]
+    command = [sys.executable, "-m", "scripts.align", str(tmp_path / "recipe.yaml"), *named, *KNOBS]
+    with open(tmp_path / "log.txt", "w") as log:
+        ended = subprocess.run(
+            command, env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=850, check=False
+        )
+    log = (tmp_path / "log.txt").read_text()
+    print("\n".join(line for line in log.splitlines() if "samplers" in line or "failure" in line or "alarm" in line))
+    assert ended.returncode == 0, log[-4000:]
+
+    changes = [(record["wanted"], record["reason"]) for record in records(run, "pool")]
+    assert changes[0][0] == 2
+    assert changes[0][1].startswith("the trainer waited for")
+    assert (1, "there was nothing to do for") in [(wanted, reason[:27]) for wanted, reason in changes]
+    assert not records(run, "failure")
+    joined = [r for r in records(run, "span") if (r["actor"], r["kind"]) == ("sampler-1", "sample")]
+    assert joined
+    check_trained_once(run)
+    for item in read_lists(run / "lists"):  # each of the policy that the iteration began with, whoever sampled it
+        versions = {span.version for candidate in item.candidates for span in candidate.versions}
+        assert versions == {item.iteration}, item.id
+    cluster.wait_for_nodes(0)
+
+
+def check_trained_once(run: Path) -> None:
+    """Every prompt has one list, and every list that carries a signal was trained once an epoch."""
+    config = load_config(str(run / "config.yaml"))
+    _, state, _ = newest_checkpoint(run / "checkpoints")
+    lists = list(read_lists(run / "lists"))
+    assert Counter(item.iteration for item in lists) == {0: 80, 1: 80}
+    assert len({item.id for item in lists}) == 160
+    for key, ids in state.journal.consumed.items():
+        expected = [
+            item.prompt.id
+            for item in lists
+            if item.iteration == int(key[0])
+            and training_list(item, config.lists, config.sampling, seed=config.run.seed)[0] is not None
+        ]
+        assert Counter(ids) == Counter(expected), key
