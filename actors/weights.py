@@ -65,9 +65,16 @@ class WeightStore:
         return f"holds weights {held}" if held else "no weights yet"
 
     def _go_on(self, known: Mapping[str, Any]) -> None:
-        """What the process before this one held, where there was one."""
+        """What the process before this one held, where there was one.
+
+        Older folders, and what was lent, may have been dropped since: nobody asks for them any more. The newest must
+        be there, or nobody would notice that the samplers go back to an older version.
+        """
         held = {int(version): folder for version, folder in known.get("folders", {}).items()}
+        newest = max(held.keys() - set(known.get("lent", ())), default=None)
         there = {version: folder for version, folder in sorted(held.items()) if (Path(folder) / MANIFEST).exists()}
+        if newest is not None:
+            there[newest] = held[newest]
         for version, folder in there.items():
             if version in known["lent"]:
                 self.lend_folder(version, folder)

@@ -182,6 +182,9 @@ def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
     assert (third.newest(), third.highest()) == (3, 7)
     with pytest.raises(CheckpointError, match=r"weight version 7 is not in the store, which holds \[2, 3\]"):
         third.buckets(7)
+    shutil.rmtree(tmp_path / "policy-3")
+    with pytest.raises(FileNotFoundError, match=r"policy-3"):
+        Store(keep=2, memo=notes)
 
 
 @pytest.mark.slow
