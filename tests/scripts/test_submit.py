@@ -81,7 +81,7 @@ class JobServer:
 
     def workers(self) -> list[str]:
         """Processes of a run that are alive: engines, actors and trainers."""
-        names = ("VLLM", "ray::Sampler", "ray::RayTrainWorker", "ray::ListStream", "ray::RewardActor", "scripts.align")
+        names = ("VLLM", "ray::toy/", "ray::trainer-", "ray::Sampler", "ray::RayTrainWorker", "scripts.align")
         lines = [" ".join(process.cmdline()) for process in marked_processes(self.mark)]
         return [line for line in lines if any(name in line for name in names)]
 
