@@ -26,6 +26,8 @@ NEEDED = [  # what one has to see of a run
     "lists/reward_mean",
     "lists/reward_spread",
     "lists/reward_gap",
+    "lists/overlap",
+    "train/score_gap",
     "train/loss",
     "train/grad_norm",
     "train/staleness_mean",
