@@ -12,7 +12,6 @@ from actors.console_page import RunState, SamplerState
 from actors.telemetry import Telemetry
 from larpo.busy import Span, busy_metrics, overlap_metrics, within
 from larpo.config import Config
-from larpo.events import failure_kind
 
 STARTING, SAMPLING, EVALUATING = "starting engines and trainer", "sampling and ranking", "held-out evaluation"
 EVALUATING_SNAPSHOT = "evaluation of a snapshot"
@@ -160,10 +159,9 @@ class Progress:
         self._alarms.append(message)
         self._telemetry.log("alarm", message=message)
 
-    def failed(self, actor: str, reason: str, kind: str | None = None) -> None:
-        """`kind` is one of `larpo.events.FAILURE_KINDS`; where it is not given, the actor's name tells it."""
+    def failed(self, actor: str, reason: str) -> None:
         self._alarms.append(f"{actor}: {reason.splitlines()[0]}"[:200])
-        self._telemetry.log("failure", actor=actor, reason=reason, kind=kind or failure_kind(actor))
+        self._telemetry.log("failure", actor=actor, reason=reason)
 
     def reward_failed(self, candidate: str, reason: str) -> None:
         """The first few failures are told one by one, all are counted."""

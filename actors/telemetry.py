@@ -68,7 +68,7 @@ class Telemetry:
         """
         metrics = {**(metrics or {}), **_COUNTED.get(event, {})}
         if event == "failure":
-            fields.setdefault("kind", failure_kind(str(fields.get("actor"))))
+            fields.setdefault("kind", failure_kind(str(fields.get("actor")), str(fields.get("reason"))))
         check_names(metrics)
         check_event(event, fields)
         check_labels(metrics, fields)

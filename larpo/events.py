@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from larpo.errors import LarpoError
@@ -31,23 +32,31 @@ FAILURE_KINDS: Mapping[str, str] = {
     "trainer": "a rank of the trainer ended",
     "stream": "the stream of lists ended",
     "store": "the store of weights ended",
-    "node": "a machine went away, or said that it will",
+    "node": "a machine went away, and the actor with it",
     "lease": "a sampler did not answer within samplers.lease_s",
-    "weights": "a sampler did not take new weights",
-    "checkpoint": "a checkpoint was damaged and passed over",
-    "storage": "nothing could be written: a full or failing disk",
+    "weights": "a sampler did not take new weights within timeouts.weights_s",
     "other": "anything else",
 }
 
 
-def failure_kind(actor: str) -> str:
-    """The kind of a failure that nothing more is known of than which actor had it.
+_SIGNS = (  # in the first line of a reason: the knob whose limit was passed, or Ray's words for a node that is gone
+    ("lease", re.compile(r"samplers\.lease_s")),
+    ("weights", re.compile(r"timeouts\.weights_s")),
+    ("node", re.compile(r"\bnode (has died|is dead|was terminated)|NODE_DIED", re.IGNORECASE)),
+)
 
-    >>> failure_kind("sampler-12"), failure_kind("reward-cache"), failure_kind("shutdown")
-    ('sampler', 'reward', 'other')
+
+def failure_kind(actor: str, reason: str = "") -> str:
+    """The kind of a failure: what its reason tells, else which actor had it.
+
+    >>> failure_kind("sampler-12", "its process ended (SYSTEM_ERROR)"), failure_kind("sampler-1", "Its node has died.")
+    ('sampler', 'node')
+    >>> failure_kind("reward-cache"), failure_kind("shutdown")
+    ('reward', 'other')
     """
+    first = reason.partition("\n")[0]
     group = actor.split("-")[0]
-    return group if group in FAILURE_KINDS else "other"
+    return next((kind for kind, sign in _SIGNS if sign.search(first)), group if group in FAILURE_KINDS else "other")
 
 
 def check_event(event: str, fields: Mapping[str, object]) -> None:

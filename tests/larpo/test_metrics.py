@@ -1,9 +1,11 @@
 """Metric and event names: declared once, refused with the nearest otherwise."""
 
+import doctest
 import re
 
 import pytest
 
+import larpo.events
 from larpo.errors import LarpoError
 from larpo.events import EVENTS, FAILURE_KINDS, check_event, failure_kind
 from larpo.metrics import LABELS, METRICS, check_labels, check_names
@@ -57,3 +59,20 @@ def test_failures_are_of_a_few_kinds() -> None:
     with pytest.raises(LarpoError, match="failure kind 'gremlins' is not one of sampler, reward"):
         check_event("failure", {"actor": "sampler-0", "kind": "gremlins", "reason": "late"})
     assert {failure_kind(actor) for actor in ("sampler-0", "reward-1", "trainer", "shutdown")} <= set(FAILURE_KINDS)
+
+
+def test_every_kind_of_failure_has_a_failure_that_is_of_it() -> None:
+    assert doctest.testmod(larpo.events).failed == 0
+    told = {
+        "sampler": ("sampler-0", "its process ended (SYSTEM_ERROR): connection error\n    node has died"),
+        "reward": ("reward-0", "no answer in 30 s (timeouts.reward_s a list)"),
+        "trainer": ("trainer-1", "its process ended (INTENDED_SYSTEM_EXIT)"),
+        "stream": ("stream", "it died, and Ray does not say why"),
+        "store": ("store", "its process ended (SYSTEM_ERROR)"),
+        "node": ("sampler-7", "The actor died because its node has died."),
+        "lease": ("sampler-7", "no answer within the lease of 300 s (samplers.lease_s)"),
+        "weights": ("sampler-7", "no weight update within 300 s (timeouts.weights_s)"),
+        "other": ("shutdown", "TimeoutError"),
+    }
+    assert list(told) == list(FAILURE_KINDS)
+    assert {kind: failure_kind(*failure) for kind, failure in told.items()} == {kind: kind for kind in told}
