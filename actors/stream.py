@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from actors.list_queue import ListQueue
 from actors.memo import Memo
 from actors.titles import show_title
 from actors.vitals import vitals
+from actors.waits import Waits
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
@@ -43,8 +44,7 @@ class ListStream:
         self._changed = asyncio.Condition()
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._trained = -1  # newest iteration whose end the trainer reported
-        self._waits = {"producer": 0.0, "consumer": 0.0}
-        self._since: dict[str, float] = {}  # who waits now, since when
+        self._waits = Waits()
         self._reports: list[Mapping[str, Any]] = []
         self._alarms: list[str] = []
         self._error: str | None = None
@@ -111,7 +111,7 @@ class ListStream:
                 " Free disk space, then resume"
             ) from error
         trainable = self._queue.trainable(lists)
-        with self._waiting("producer"):
+        with self._waits.of("producer"):
             async with self._changed:
                 self._progress()
                 self._queue.place(lists)
@@ -119,21 +119,6 @@ class ListStream:
                     await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
                 self._queue.append(trainable)
                 self._progress()
-
-    @contextmanager
-    def _waiting(self, side: str) -> Iterator[None]:
-        """Counts a wait, while it goes on too; one that fails does not count."""
-        started = self._since[side] = time.monotonic()
-        try:
-            yield
-            self._waits[side] += time.monotonic() - started
-        finally:
-            if self._since.get(side) == started:
-                del self._since[side]
-
-    def _waited(self, side: str) -> float:
-        now = time.monotonic()
-        return self._waits[side] + now - self._since.get(side, now)
 
     def _has_room(self, arriving: int) -> bool:
         """The bound holds, or the trainer has too little for a step: then both would wait for each other."""
@@ -188,8 +173,8 @@ class ListStream:
         failures, self._failures = tuple(self._failures), []
         return StreamStatus(
             waiting=len(self._queue),
-            producer_wait_seconds=self._waited("producer"),
-            consumer_wait_seconds=self._waited("consumer"),
+            producer_wait_seconds=self._waits.seconds("producer"),
+            consumer_wait_seconds=self._waits.seconds("consumer"),
             dropped=dict(self._queue.dropped),
             trained_iterations=self._trained + 1,
             trainer_started=self._queue.restored,
@@ -228,7 +213,7 @@ class ListStream:
         rollbacks = self._rollbacks
         self._asking += 1
         try:
-            with self._waiting("consumer") if rank == 0 else nullcontext():
+            with self._waits.of("consumer") if rank == 0 else nullcontext():
                 async with self._changed:
                     await self._wait(
                         lambda: self._rollbacks > rollbacks or position in self._works or self._queue.is_ready(),

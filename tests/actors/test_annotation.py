@@ -9,6 +9,8 @@ from actors.annotation import Annotation
 from larpo.config import Config
 from larpo.memory import join
 from larpo.rewards import Reward
+from larpo.types import Message, Prompt
+from tests.pool_doubles import Double, House
 
 
 class Pool:
@@ -76,3 +78,40 @@ def test_another_model_is_asked_for_what_it_has_not_scored_alone(annotation, mak
     assert len(ranked.candidates) == 5
     asyncio.run(made._ranked([old]))
     assert sorted(pool.asked[1]) == texts(old)
+
+
+def test_sampling_follows_a_pool_that_grows_and_shrinks():
+    """A sampler that joins in the middle has prompts at once; none is lost or sampled twice, whoever comes and goes."""
+
+    async def go():
+        opened = asyncio.Event()
+
+        async def waits(task):
+            await opened.wait()
+            return []
+
+        first, second = Double("first", sample=waits), Double("second", sample=waits)
+        house = House(first, second, max_count=2, per_sampler=3, drain_s=0.01)
+        await house.pool.start()
+        prompts = [Prompt(f"p{number}", (Message("user", "?"),)) for number in range(40)]
+        config = Config.model_validate({"stream": {"lists_per_part": 64}})
+        run = SimpleNamespace(config=config, token_ids={p.id: (1,) for p in prompts}, stop_token_ids=())
+        made = Annotation(SimpleNamespace(run=run, samplers=house.pool), SimpleNamespace(sampled=0), 0)
+        sampling = asyncio.create_task(made._sample_all(prompts))
+        async with asyncio.timeout(5):
+            while len(first.tasks) < 3:
+                await asyncio.sleep(0)
+            house.pool.resize(2)
+            while len(second.tasks) < 3:
+                await asyncio.sleep(0)
+            assert len(first.tasks) == 3
+            house.pool.let_go(house.pool.members[0])
+            while house.pool.handed_back < 3:
+                await asyncio.sleep(0.01)
+            opened.set()
+            await sampling
+        lists = [made._sampled.get_nowait() for _ in range(made._sampled.qsize() - 1)]
+        assert sorted(item.prompt.id for item in lists) == sorted(prompt.id for prompt in prompts)
+        assert made._progress.sampled == 40
+
+    asyncio.run(go())

@@ -149,10 +149,10 @@ def test_a_sampler_joins_on_a_new_node_with_the_newest_weights_and_its_node_goes
 KNOBS = [
     "samplers={max_count: 2, patience_s: 3.0, drain_s: 5.0, resources: {sampler_slot: 1}, max_model_len: 256,"
     " max_num_seqs: 4, enforce_eager: true}",
-    "sampling.max_new_tokens=96",
+    "sampling.max_new_tokens=120",
     "prompts.max_prompt_tokens=96",
-    "prompts.train_count=160",
-    "training.prompts_per_iteration=80",
+    "prompts.train_count=240",
+    "training.prompts_per_iteration=120",
     "training.lists_per_step=1",
     "training.epochs=3",
     "checkpoints.every_steps=1000",
@@ -165,7 +165,7 @@ def test_a_run_grows_while_its_trainer_waits_and_shrinks_when_there_is_nothing_t
     cluster, tiny_policy, tmp_path
 ):
     write_toy(tmp_path, tiny_policy)
-    rows = [{"id": f"q{n}", "text": f"Say {n} in bytes."} for n in range(162)]
+    rows = [{"id": f"q{n}", "text": f"Say {n} in bytes."} for n in range(242)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "runs" / "elastic"
     named = [f"run.output_dir={run.parent}", "run.name=elastic"]
@@ -197,8 +197,8 @@ def check_trained_once(run: Path) -> None:
     config = load_config(str(run / "config.yaml"))
     _, state, _ = newest_checkpoint(run / "checkpoints")
     lists = list(read_lists(run / "lists"))
-    assert Counter(item.iteration for item in lists) == {0: 80, 1: 80}
-    assert len({item.id for item in lists}) == 160
+    assert Counter(item.iteration for item in lists) == {0: 120, 1: 120}
+    assert len({item.id for item in lists}) == 240
     for key, ids in state.journal.consumed.items():
         expected = [
             item.prompt.id

@@ -177,6 +177,17 @@ def look_at(**said):
         assert [event for event, _ in records.records] == ["step"]  # what was reported before is not lost
 
 
+def test_the_monitor_sizes_an_elastic_pool_and_no_other():
+    def scaler(**samplers):
+        settings = Config.model_validate({"samplers": samplers})
+        pool = SimpleNamespace(per_sampler=2)
+        cast = SimpleNamespace(samplers=pool, run=SimpleNamespace(config=settings))
+        return Monitor(cast, Progress(settings, Records()))._scaler
+
+    assert scaler(max_count=4) is not None
+    assert scaler(count=4) is None
+
+
 def test_what_ended_the_trainer_reaches_the_run_at_once():
     with pytest.raises(TrainingError, match="the disk is full"):
         look_at(error="the disk is full")
