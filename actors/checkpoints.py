@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ from typing import Any
 from actors.weights import write_durably
 from actors.work import Journal
 from larpo.errors import CheckpointError
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
+from larpo.home import CHECKPOINTS, MANIFEST, STATE, Home
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,17 @@ def checkpoint_folder(root: Path, position: int) -> Path:
     return root / f"position-{position:08d}"
 
 
-def commit_checkpoint(folder: Path, state: TrainerState) -> None:
+def commit_checkpoint(folder: Path, state: TrainerState, files: Mapping[str, str] | None = None) -> None:
     """Make a written folder count: the state, then the manifest with the checksums of all files, last.
 
-    Raises CheckpointError when the disk is full.
+    `files` has the checksums of what the ranks have written, where it is not all in this folder. Raises CheckpointError
+    when the disk is full.
     """
     try:
         for stale in folder.glob(MANIFEST + "*"):  # of a checkpoint at this position that was passed over
             stale.unlink()
         write_durably(folder / STATE, json.dumps(asdict(state)).encode())
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {str(path.relative_to(folder)): file_checksum(path) for path in paths}
+        files = checksums(folder) if files is None else {**files, STATE: file_checksum(folder / STATE)}
         partial = folder / (MANIFEST + ".partial")
         write_durably(partial, json.dumps({"files": files}).encode())
         partial.rename(folder / MANIFEST)
@@ -55,17 +53,28 @@ def unwritten(folder: Path, error: Exception) -> str:
     return f"could not write the checkpoint {folder}: {error}; the one before is whole. Free disk space, then resume"
 
 
-def newest_checkpoint(root: Path) -> tuple[Path, TrainerState, tuple[str, ...]] | None:
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its name there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_checksum(path) for path in paths}
+
+
+Found = tuple[Path, TrainerState, tuple[str, ...]]  # a checkpoint, its state, why newer ones were passed over
+
+
+def newest_checkpoint(root: Path, problem_of: Callable[[Path], str | None] | None = None) -> Found | None:
     """The newest whole checkpoint, its state, and why newer ones were passed over; None when there is none.
 
-    Raises CheckpointError when there are checkpoints and none is whole.
+    `problem_of` tells why one is not whole, where it is not all in its folder. Raises CheckpointError when there are
+    checkpoints and none is whole.
     """
+    problem_of = problem_of or damage
     damaged: list[str] = []
     folders = sorted(root.glob("position-*"), reverse=True)
     for folder in folders:
         if not (folder / MANIFEST).exists():
             continue  # cut off while it was written
-        problem = _damage(folder)
+        problem = problem_of(folder)
         if problem is None:
             return folder, read_state(folder), tuple(damaged)
         damaged.append(f"{folder.name}: {problem}")
@@ -83,13 +92,31 @@ def read_state(folder: Path) -> TrainerState:
     return TrainerState(**{**state, "journal": Journal(**journal)})
 
 
+def newest_at(home: Home) -> Found | None:
+    """The newest checkpoint that is whole at the run's home; what is not on this node is read through there."""
+    root = home.folder / CHECKPOINTS
+    if not home.elsewhere:
+        return newest_checkpoint(root)
+
+    def found(folder: Path, name: str, recorded: str) -> str | None:
+        here = _local(folder, name, recorded)
+        return here if here == recorded else home.storage.checksum(home.name(folder / name))
+
+    return newest_checkpoint(root, lambda folder: damage(folder, found))
+
+
 def prune(root: Path, keep: int) -> None:
     """Delete all but the newest `keep` committed checkpoints, and what was cut off before the newest."""
-    committed = sorted(path.parent for path in root.glob(f"position-*/{MANIFEST}"))
-    kept = set(committed[-keep:])
-    for folder in root.glob("position-*"):
-        if folder not in kept and committed and folder < committed[-1]:
-            shutil.rmtree(folder, ignore_errors=True)
+    files = (str(path.relative_to(root)) for path in root.glob("position-*/*"))
+    for name in outdated([*files, *(path.name for path in root.glob("position-*"))], keep):
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def outdated(names: Iterable[str], keep: int) -> list[str]:
+    """Of checkpoints by the names of their files: those that are not among the newest `keep`, whole or cut off."""
+    found = [name.split("/") for name in names if name.startswith("position-")]
+    committed = sorted({folder for folder, *inside in found if inside == [MANIFEST]})
+    return sorted({folder for folder, *_ in found if committed and folder < committed[-1]} - set(committed[-keep:]))
 
 
 def file_checksum(path: Path) -> str:
@@ -97,15 +124,24 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted."""
+def _local(folder: Path, name: str, recorded: str) -> str | None:
+    return file_checksum(folder / name) if (folder / name).is_file() else None
+
+
+def damage(
+    folder: Path,
+    checksum_of: Callable[[Path, str, str], str | None] = _local,
+    counts: Callable[[str], bool] = lambda name: True,
+) -> str | None:
+    """Why a checkpoint cannot be trusted: of the files that count, what is missing or has another checksum."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (ValueError, KeyError) as error:
         return f"its manifest cannot be read ({error})"
     for name, recorded in files.items():
-        if not (folder / name).is_file():
+        found = checksum_of(folder, name, recorded) if counts(name) else recorded
+        if found is None:
             return f"{name} is missing"
-        if file_checksum(folder / name) != recorded:
+        if found != recorded:
             return f"{name} is damaged (its SHA-256 is not the recorded one)"
     return None

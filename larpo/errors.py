@@ -37,6 +37,10 @@ class CheckpointError(LarpoError):
     """A checkpoint that cannot be written or read back."""
 
 
+class StorageError(LarpoError):
+    """Storage behind a URI that cannot be read or written."""
+
+
 class PhaseTimeout(LarpoError):
     """A phase that took longer than its limit."""
 

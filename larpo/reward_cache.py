@@ -12,6 +12,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,6 +64,11 @@ class RewardCache:
         ]
         with self._turn, self._file:
             self._file.executemany("INSERT OR REPLACE INTO rewards VALUES (?, ?)", rows)
+
+    def copy_to(self, path: Path) -> None:
+        """The whole cache as a file of its own, as it is between two calls."""
+        with self._turn, closing(sqlite3.connect(path)) as copy:
+            self._file.backup(copy)
 
     def close(self) -> None:
         with self._turn:

@@ -93,3 +93,12 @@ def test_what_is_no_cache_of_this_version_is_refused(tmp_path):
     newer.close()
     with pytest.raises(DataError, match="is of version 7"):
         RewardCache(tmp_path / "newer", "f", joint=False)
+
+
+def test_a_copy_holds_what_was_put_before_it_and_the_cache_goes_on(tmp_path):
+    cache = RewardCache(tmp_path / "r", "f", joint=False)
+    cache.put(REQUESTS[:1], REWARDS[:1])
+    cache.copy_to(tmp_path / "copy")
+    cache.put(REQUESTS[1:], REWARDS[1:])
+    assert RewardCache(tmp_path / "copy", "f", joint=False).get(REQUESTS) == [REWARDS[0], [None]]
+    assert cache.get(REQUESTS) == REWARDS
