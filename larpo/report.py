@@ -54,7 +54,7 @@ def write_report(run_dir: Path) -> Path:
     sections = [
         section("Result", *_result(log)),
         section("Learning", plots(learning)),
-        section("Busy time", busy_time, _shares_table(log)),
+        section("Busy time", busy_time, _shares_table(log), _overlap_table(log)),
         section("Alarms and failures", _troubles(log)),
         section("Sample lists", *sample_lists(run_dir / "lists", int(samples))),
         section("Configuration", _configuration(config_text)),
@@ -194,6 +194,20 @@ def _shares_table(log: RunLog) -> str:
         return ""
     rows = [[actor, f"{shares[actor]:.1%}"] for actor in sorted(shares, key=actor_order)]
     return details("Busy share of each actor", table(["actor", "busy"], rows, (0,)))
+
+
+def _overlap_table(log: RunLog) -> str:
+    """How well sampling and training were done at once, by iteration."""
+    names = ("busy/sampler", "busy/reward", "busy/trainer", "busy/overlap", "busy/overlap_efficiency")
+    told = [record for record in log.iterations if record.get(names[-1]) is not None]
+    if not told:
+        return ""
+    rows = [[f"{record['iteration'] + 1}", *(_text(record.get(name), ".1%") for name in names)] for record in told]
+    header = ["iteration", "samplers", "reward", "trainer", "both sides", "busier side"]
+    return table(header, rows, ()) + note(
+        "Shares of each iteration's wall time. Busier side: in which sampling and ranking, or training, whichever takes"
+        " longer, goes on; 100% when the other is wholly hidden behind it, about 50% when they take turns."
+    )
 
 
 def _troubles(log: RunLog) -> str:

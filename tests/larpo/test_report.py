@@ -113,7 +113,8 @@ def run_records(iterations: int = 3) -> list[dict[str, Any]]:
             reward = {"lists/reward_mean": 0.16 + 0.09 * iteration}
             records.append({"event": "lists", "iteration": iteration, "part": part, **hardness, **reward})
         records += [step_record(12 * iteration + i + 1, iteration, rng) for i in range(12)]
-        records.append({"event": "iteration", "iteration": iteration, "lists/reward_mean": 0.16 + 0.09 * iteration})
+        told = {"lists/reward_mean": 0.16 + 0.09 * iteration, "busy/sampler": 0.8, "busy/overlap_efficiency": 0.875}
+        records.append({"event": "iteration", "iteration": iteration, **told})
         records.append(heldout(f"iteration {iteration + 1}", 0.15 + 0.09 * (iteration + 1)))
     records.insert(20, {"event": "alarm", "message": "log-probability gap 0.131 above 0.1 at step 7 <b>"})
     records.insert(40, {"event": "failure", "actor": "sampler-1", "kind": "sampler", "reason": "killed by signal 9"})
@@ -208,6 +209,12 @@ def test_a_whole_run_has_every_section_and_nothing_missing(whole_page: Page) -> 
 def test_the_headline_has_the_numbers_of_the_done_record(whole_page: Page) -> None:
     for number in ("0.150", "0.420", "+0.270 [+0.221, +0.319]", "19.0%", "46.0%", "150 held-out prompts, 4 samples"):
         assert number in whole_page.text
+
+
+def test_the_overlap_of_each_iteration_is_told(whole_page: Page) -> None:
+    assert "both sidesbusier side" in whole_page.text
+    for iteration in (1, 2, 3):
+        assert f"{iteration}80.0%---87.5%" in whole_page.text  # the others were not told
 
 
 def test_the_page_loads_nothing_and_escapes_what_models_and_users_wrote(whole_page: Page) -> None:
