@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -105,30 +106,47 @@ def until(condition, limit_s: float, tell=lambda: "") -> float:
 class Runs:
     """Starts `scripts.align` in a process of its own, with a mark in the environment that all its processes inherit."""
 
-    def __init__(self, folder: Path, policy: Path) -> None:
+    def __init__(self, folder: Path, policy: Path, address: str | None = None) -> None:
+        """`address` is that of the Ray cluster to join; each run starts its own without."""
+        self.join(address)
         self.folder, self.run_dir = folder, folder / "runs" / "killed"
         self.mark = uuid.uuid4().hex
         write_toy(folder, policy)
         self._ray = tempfile.mkdtemp(prefix="lr", dir="/tmp")  # short: sockets lie in it
+
+    def join(self, address: str | None) -> None:
+        self._address = address
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """In a session of its own, as from a terminal; what it prints goes to log.txt."""
         environment = os.environ | {
             "LARPO_TEST_MARK": self.mark,
             "RAY_TMPDIR": self._ray,
+            "RAY_worker_niceness": "0",  # Ray's actors do not stand back behind whatever else this machine does
             "PYTHONPATH": f"{REPOSITORY}:{self.folder}",
         }
         environment.pop("RAY_ADDRESS", None)
+        if self._address is not None:
+            environment["RAY_ADDRESS"] = self._address
         with open(self.folder / "log.txt", "a") as log:
             command = [sys.executable, "-m", "scripts.align", *arguments]
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
-    def new(self, overlap: str) -> subprocess.Popen:
+    def new(self, overlap: str, *overrides: str) -> subprocess.Popen:
         output = f"run.output_dir={self.folder / 'runs'}"
-        return self.start(str(self.folder / "recipe.yaml"), output, "run.name=killed", f"overlap={overlap}")
+        recipe = str(self.folder / "recipe.yaml")
+        return self.start(recipe, output, "run.name=killed", f"overlap={overlap}", *overrides)
 
     def records(self, event: str) -> list[dict]:
         return records(self.run_dir, event)
+
+    def until(self, condition: Callable[[], object], driver: subprocess.Popen, limit_s: float = 600) -> None:
+        """Until it holds, while the run goes on."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            assert driver.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that this run started."""
@@ -138,17 +156,20 @@ class Runs:
         return (self.folder / "log.txt").read_text()[-3000:]
 
 
-def check_exactly_once(run_dir: Path) -> None:
-    """The journal of the last checkpoint holds what could be trained on, each list once an epoch."""
+def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12)) -> None:
+    """The journal of the last checkpoint holds what could be trained on, each list once an epoch.
+
+    `counts` are the lists of each iteration: where the second draws other prompts, the first ones are replayed.
+    """
     config = load_config(str(run_dir / "config.yaml"))
     _, state, _ = newest_checkpoint(run_dir / "checkpoints")
-    expected = trainable(config, run_dir)
+    expected = trainable(config, run_dir, counts)
     assert set(state.journal.consumed) == {f"{i}/{epoch}" for i in range(2) for epoch in range(2)}
     for key, ids in state.journal.consumed.items():
         assert Counter(ids) == Counter(expected[int(key[0])]), key
 
 
-def trainable(config: Config, run_dir: Path) -> list[list[str]]:
+def trainable(config: Config, run_dir: Path, counts: tuple[int, int]) -> list[list[str]]:
     """Prompt ids with a list that carries a signal, by iteration; every drawn prompt has one list on disk."""
     by_iteration: list[list[str]] = [[], []]
     seen = Counter(item.id for item in read_lists(run_dir / "lists"))
@@ -157,7 +178,6 @@ def trainable(config: Config, run_dir: Path) -> list[list[str]]:
         chosen, _ = training_list(item, config.lists, config.sampling, seed=config.run.seed)
         if chosen is not None:
             by_iteration[item.iteration].append(item.prompt.id)
-    fresh = [[i for i in read_lists(run_dir / "lists") if i.iteration == n] for n in range(2)]
-    assert len(fresh[0]) == 12
-    assert len(fresh[1]) == 12 + 12  # the second draws other prompts, and the first ones are replayed
+    found = Counter(item.iteration for item in read_lists(run_dir / "lists"))
+    assert (found[0], found[1]) == counts
     return by_iteration

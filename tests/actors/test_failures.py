@@ -1,0 +1,221 @@
+"""Real runs whose parts are killed one after another: they go on, lose no prompt, and train every list once an epoch.
+
+What a kill costs is the longest pause after it in what the killed part feeds: ranked lists, or steps. Undisturbed, a
+list takes two seconds here and a step eight: a reward that is slow keeps the run at work while its parts die.
+docs/failures.md has the table of what each failure costs, and the tests that show the rest of it.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from actors import placement
+from actors.cast import TrainingCast
+from larpo.errors import CheckpointError, TrainingError
+from tests.toy_runs import Runs, check_exactly_once
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+LIMIT_S = 600
+SLOW_REWARD = """
+import time
+
+def low_bytes(prompt, response):
+    time.sleep(0.5)
+    return sum(ord(letter) < 128 for letter in response) / (1 + len(response)) + 1e-3 * len(set(response))
+"""
+KNOBS = (
+    "training.prompts_per_iteration=24",
+    "training.max_failures=20",
+    "samplers.count=2",
+    "samplers.max_restarts=20",
+    "samplers.resources={CPU: 0.25}",
+    "sampling.max_new_tokens=30",
+    "reward.cache=false",
+    "timeouts.stalled_s=8",
+)
+
+
+def titled(runs: Runs, *begins: str) -> list[psutil.Process]:
+    """Processes of a run whose title begins so: Ray's name of the actor or ours, whichever was set last."""
+    return [process for process in runs.processes() if " ".join(process.cmdline()).startswith(begins)]
+
+
+def samplers(runs: Runs) -> list[psutil.Process]:
+    return titled(runs, "ray::Sampler", "ray::killed/sampler-")
+
+
+def trainers(runs: Runs) -> list[psutil.Process]:
+    return titled(runs, "ray::RayTrainWorker", "ray::trainer-")
+
+
+def part(title: str, name: str) -> Callable[[Runs], list[psutil.Process]]:
+    return lambda runs: titled(runs, f"ray::{title}", f"ray::killed/{name}")
+
+
+@dataclass
+class Kill:
+    """One part of a run: which processes die, and what is told of it."""
+
+    kind: str
+    victims: Callable[[Runs], list[psutil.Process]]
+    told_of: str  # the failure's actor begins so
+    says: str = "its process ended"
+    feeds: str = "lists"  # the event that shows that work goes on
+    count: int = 1  # how many of them: lists that were sampled before go on being ranked
+
+
+KILLS = [
+    Kill("the reward actor, within a batch", part("RewardActor", "reward-0"), "reward-0"),
+    Kill("a trainer worker", lambda runs: trainers(runs)[:1], "trainer-0", feeds="step"),
+    Kill("the stream's actor", part("ListStream", "stream"), "stream", feeds="step"),
+    Kill("the weight store", part("WeightStore", "weights"), "store"),
+    Kill(
+        "an engine under its sampler", lambda runs: titled(runs, "VLLM::EngineCore")[:1], "sampler-", "EngineDeadError"
+    ),
+    Kill("a sampler", lambda runs: samplers(runs)[-1:], "sampler-"),
+    Kill("every sampler at once", samplers, "sampler-", count=4),
+]
+
+
+class KilledRun:
+    """A run that each of the kills has hit, and what each cost."""
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs, self.at, self.seconds = runs, {}, {}
+        (runs.folder / "toy_reward.py").write_text(SLOW_REWARD)
+        driver = runs.new("stream", *KNOBS)
+        self.after(driver, "step", 0.0)
+        for kill in KILLS:
+            self.strike(driver, kill)
+        assert driver.wait(LIMIT_S) == 0, runs.log()
+
+    def strike(self, driver, kill: Kill) -> None:
+        self.runs.until(lambda: kill.victims(self.runs), driver)
+        self.at[kill.kind] = time.time()
+        for victim in kill.victims(self.runs):
+            victim.send_signal(signal.SIGKILL)
+        self.runs.until(lambda: self.told(kill), driver)
+        self.after(driver, kill.feeds, self.told(kill)[0]["time"], kill.count)
+        times = [record["time"] for record in self.runs.records(kill.feeds)]
+        pauses = itertools.pairwise(times)
+        self.seconds[kill.kind] = max(end - begin for begin, end in pauses if end > self.at[kill.kind])
+
+    def told(self, kill: Kill) -> list[dict]:
+        found = [record for record in self.runs.records("failure") if record["time"] > self.at[kill.kind]]
+        return [record for record in found if record["actor"].startswith(kill.told_of)]
+
+    def after(self, driver, event: str, moment: float, count: int = 1) -> None:
+        """Until so many records of that event have come since."""
+
+        def have_come() -> bool:
+            return sum(record["time"] > moment for record in self.runs.records(event)) >= count
+
+        self.runs.until(have_come, driver)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, tiny_policy):
+    runs = Runs(tmp_path_factory.mktemp("killed"), tiny_policy)
+    yield KilledRun(runs)
+    for process in runs.processes():
+        process.kill()
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.kind)
+def test_a_part_that_is_killed_is_told_of_and_costs_time_alone(killed, kill):
+    first = killed.told(kill)[0]["reason"].splitlines()
+    print(f"{kill.kind}: {killed.seconds[kill.kind]:.1f} s")
+    print("\n".join(first))
+    assert kill.says in first[0]
+    assert "ActorDiedError" not in first[0]
+    assert first[1:], "its log's last lines are missing"
+    assert killed.seconds[kill.kind] < 300
+
+
+def test_the_watchdog_named_what_stood_still_while_no_sampler_lived(killed):
+    begun = killed.at["every sampler at once"]
+    alarms = [record["message"] for record in killed.runs.records("alarm") if record["time"] > begun]
+    (first, *_) = [message for message in alarms if message.startswith("nothing has moved for ")]
+    print(first)
+    assert "engines since " in first
+    assert "sampler-0" in first
+    assert "sampling since " in first
+    assert "/q" in first  # some prompts by their names
+
+
+def test_the_run_that_was_hit_so_often_ends_with_every_list_trained_once_an_epoch(killed):
+    run_dir = killed.runs.run_dir
+    assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "done"
+    check_exactly_once(run_dir, counts=(24, 24))
+    assert not killed.runs.processes()
+
+
+def test_a_stream_that_dies_too_often_ends_the_run_with_one_error(local_ray, trainer_config, tmp_path):
+    config = trainer_config(training={"max_failures": 1})
+
+    async def go():
+        cast = TrainingCast(SimpleNamespace(config=config, lists=tmp_path / "lists"), lambda *told: None)
+        for _ in range(2):
+            status = await cast.call(cast.stream.status)
+            os.kill(status.vitals.process, signal.SIGKILL)
+        try:
+            await cast.call(cast.stream.status)
+        finally:
+            placement.kill(cast.store)
+
+    with pytest.raises(TrainingError) as caught:
+        asyncio.run(go())
+    message = str(caught.value)
+    assert "status has nobody to answer it: its actor died more often than training.max_failures = 1 allows" in message
+    assert "its process ended (SYSTEM_ERROR)" in message
+
+
+def test_weights_that_find_no_room_in_the_object_store_end_with_what_to_do(tmp_path):
+    """Ray spills to disk by itself; here it is told that the disk is full."""
+    script = "import sys; from tests.actors.test_failures import fill; fill(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has no room for 32 MiB of weights" in done.stdout
+    assert "--object-store-memory" in done.stdout
+
+
+def fill(folder: str) -> None:
+    """In a process of its own, whose Ray has 80 MB for objects."""
+    import numpy
+    import ray
+
+    from actors.placement import place_store
+    from actors.weights import PublishedFolder
+
+    for version, count in ((1, 1), (2, 4)):
+        target = PublishedFolder(Path(folder) / str(version), version)
+        for _ in range(count):
+            target.add(numpy.zeros(2**25, dtype=numpy.uint8))
+        target.close()
+    ray.init(
+        address="local",
+        object_store_memory=80 * 10**6,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"local_fs_capacity_threshold": 0.0},
+    )
+    store = place_store()
+    ray.get(store.publish_folder.remote(1, f"{folder}/1"))
+    try:
+        ray.get(store.publish_folder.remote(2, f"{folder}/2"))
+    except CheckpointError as error:
+        print(error)
+    assert ray.get(store.newest.remote()) == 1
+    ray.shutdown()
