@@ -93,8 +93,18 @@ class Membership:
         try:
             await self._start(member)
         except LarpoError as error:
-            self._failed_joins += not isinstance(error, NotPlaced)
             await self._give_up(member, error)
+            if not isinstance(error, NotPlaced):
+                self._count_failed_join()
+
+    def _count_failed_join(self) -> None:
+        could = self.may_grow
+        self._failed_joins += 1
+        if could and not self.may_grow:
+            self._alarms.append(
+                f"{self._failed_joins} samplers that were to join could not start, over the limit of"
+                f" {self._samplers.max_restarts} (samplers.max_restarts): the pool grows no more"
+            )
 
     async def _start(self, member: Member) -> None:
         await bring_in(member, lambda: self._version, self._timeouts)

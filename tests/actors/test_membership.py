@@ -302,6 +302,8 @@ def test_a_joining_sampler_that_cannot_start_is_done_without_and_too_many_of_the
             await until(lambda count=count: len(house.failures) == count)
             assert await house.sample("1") == [["1 by good"]]
         assert not house.pool.may_grow
+        (alarm,) = house.pool.take_alarms()
+        assert "2 samplers that were to join could not start, over the limit of 1" in alarm
         assert house.pool.restarts == 0
 
     asyncio.run(go())
