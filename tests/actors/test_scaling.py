@@ -171,11 +171,11 @@ def test_half_of_the_lists_without_a_signal_need_twice_the_samplers():
 
 
 def test_samplers_that_have_just_come_do_not_look_slow():
-    """Prompts that take 20 s: those of the new sampler are not answered yet, and not to be expected either."""
+    """Prompts that take 20 s: those of four new samplers are not answered yet, and not to be expected either."""
     memory = Memory(60.0, 4, 8, phased=False)
     for second in range(0, 112):
-        many = second > 100
-        memory.add(look(second, ready=1 + many, at_work=4 + 4 * many, answered=int(0.2 * second)))
+        new = 4 * (second > 100)
+        memory.add(look(second, ready=1 + new, at_work=4 + 4 * new, answered=int(0.2 * second)))
     assert memory.rates().prompts == pytest.approx(0.2, rel=0.1)
 
 
