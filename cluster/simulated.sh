@@ -8,6 +8,6 @@ file=${1:-"$(dirname "$0")/simulated.yaml"}
 head=fffffffffffffffffffffffffffffffffffffffffffffffffff00000 # provider.head_node_id
 export RAY_AUTH_MODE=token RAY_FAKE_CLUSTER=1 RAY_enable_autoscaler_v2=1 AUTOSCALER_UPDATE_INTERVAL_S=1
 export RAY_CLOUD_INSTANCE_ID="$head" RAY_OVERRIDE_NODE_ID_FOR_TESTING="$head" RAY_NODE_TYPE_NAME=ray.head.default
-# --node-ip-address: everything on loopback. The nodes bring their own resources, the head lends none.
-exec ray start --head --block --disable-usage-stats --node-ip-address 127.0.0.1 --num-cpus 0 --num-gpus 0 \
+# The nodes bring their own resources, the head lends none.
+exec ray start --head --block --disable-usage-stats --num-cpus 0 --num-gpus 0 \
     --object-store-memory 200000000 --autoscaling-config "$file" "$@"
