@@ -92,9 +92,11 @@ def check_plan(config: Config) -> None:
 def needed_resources(config: Config | RewardTraining, samplers: int | None = None) -> dict[str, float]:
     """Ray resources of trainer workers, reward actors and samplers together, or of the trainer where it is all.
 
-    Of so many samplers; of the least that the pool always has when not given.
+    Of so many samplers; of the least that the pool always has when not given. Of a range of trainer workers the fewest
+    count: with them the run can go on.
     """
-    asked = [(config.training.workers, config.training.resources_per_worker)]
+    workers = config.training.least if isinstance(config, Config) else config.training.workers
+    asked = [(workers, config.training.resources_per_worker)]
     if isinstance(config, Config) and config.preferences.source is None:
         asked += [
             (samplers or config.samplers.least, config.samplers.resources),
@@ -256,6 +258,9 @@ def fit_group(
 ) -> None:
     """Run a Ray Train group whose ranks call `loop({"spec": spec})`, restarting it as `training` says.
 
+    With a range of workers the group is started again, from its checkpoint, with as many as have room. Ray Train looks
+    at what living nodes have in all, which it learns with a delay of up to 20 s: a start for which there is no room
+    ends after RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, and is tried again.
     `tell` is an actor's method that hears of the ranks that ended before their time.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -267,7 +272,7 @@ def fit_group(
         loop,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=int(step_s)),
-        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(**_workers(training), use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(storage),
@@ -292,3 +297,13 @@ def _listener(tell: Any) -> Any:
             tell.remote(rank_failures(worker_exceptions))
 
     return Listener()
+
+
+def _workers(training: Training | RewardFit) -> dict[str, Any]:
+    """A number of workers, or a range of it, in Ray Train's words."""
+    if isinstance(training, RewardFit) or training.least == training.workers:
+        return {"num_workers": training.workers}
+    return {
+        "num_workers": (training.least, training.workers),
+        "elastic_resize_monitor_interval_s": training.resize_s,
+    }

@@ -26,6 +26,7 @@ from larpo.types import Prompt, stable_hash
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"  # fingerprints of what a run was begun with
+CHANGEABLE = ("training.workers:", "training.min_workers:", "training.resize_s:")  # when a run is resumed
 _JOB_FILES = "working_dir_files"  # the folder in which Ray unpacks the working directories of submitted jobs
 
 
@@ -106,17 +107,18 @@ def new_folder_of(run: Run, recipe: str) -> Path:
 
 
 def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
-    """Configuration and folder of an interrupted run; knobs cannot change on the way."""
+    """Configuration and folder of an interrupted run; only how many workers train can change on the way."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise DataError(f"{folder} is not a run folder: it has no {CONFIG_FILE}; give the folder that a run printed")
     config = load_config(str(file))
-    changed = changed_knobs(config, load_config(str(file), overrides))
+    wanted = load_config(str(file), overrides)
+    changed = [change for change in changed_knobs(config, wanted) if not change.startswith(CHANGEABLE)]
     if changed:
         raise ConfigError(
             f"a resumed run keeps its knobs; these differ: {'; '.join(changed)}. Leave them out, or start a new run"
         )
-    return config, folder.resolve()
+    return wanted, folder.resolve()
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:

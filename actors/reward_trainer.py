@@ -146,7 +146,7 @@ class RewardRank:
             passes,
             loss=LOSSES[self._training.loss],
             divisor=len(batch) / self._ranks,  # DeepSpeed takes the mean over ranks
-            count=int(self._engine.maximum([len(passes)])[0]),
+            count=self._engine.maximum([len(passes)])[0],
             backward=self._engine.backward,
         )
 
@@ -166,7 +166,7 @@ class RewardRank:
 
         self._engine.model.eval()
         passes = passes_of(self._mine(self._heldout), self._training.batch_tokens)
-        found = list_rewards(self._score, passes, count=int(self._engine.maximum([len(passes)])[0]))
+        found = list_rewards(self._score, passes, count=self._engine.maximum([len(passes)])[0])
         shape = [(item.prompt_id, len(item.conversations)) for item in self._heldout]
         flat = self._engine.total([r for name, size in shape for r in found.get(name, (0.0,) * size)])
         if self._rank == 0:

@@ -244,6 +244,8 @@ class Rank:
             notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
             if self._journal.iteration > 0:
                 self._publish(policy_folder(Path(self._spec.run_dir), self._journal.iteration))
+        if self._ranks < self._config.training.workers:
+            notes.append(f"the trainer goes on with {self._ranks} of {self._config.training.workers} workers")
         self._engine.barrier()
         if self._rank == 0:
             roll_back(Path(self._spec.run_dir), self._journal.iteration, self._step)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from actors.checkpoints import unwritten
 from actors.reference import AdapterReference, Reference, WholeReference
-from actors.sharding import deepspeed_config, put_weights, start_deepspeed
-from actors.weights import PublishedFolder
 from actors.work import StepWork
+from actors.zero_engine import ZeroEngine, place_worker
 from larpo.attention import attention_implementation
 from larpo.bound_objective import bind
 from larpo.config import Config
-from larpo.errors import CheckpointError
 from larpo.list_step import (
     PackedList,
     PassCounts,
@@ -33,40 +28,39 @@ from larpo.list_step import (
     stored_reference,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
-from larpo.lora import add_kept_adapter, drop_frozen_from_state, with_lora
+from larpo.lora import add_kept_adapter, with_lora
 from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import PackedRow
 from larpo.policy import base_id, load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
 from larpo.types import CandidateList, stable_hash
 
-TAG = "engine"
 
-
-class TrainerEngine:
+class TrainerEngine(ZeroEngine):
     """The policy under DeepSpeed ZeRO, and the frozen reference."""
 
     def __init__(self, config: Config, policy_path: Path, rank: int, ranks: int) -> None:
         self._config, self._policy_path = config, policy_path
-        self._rank, self._ranks = rank, ranks
-        self._device = _device()
-        if self._device.type == "cpu":
-            os.environ["DS_ACCELERATOR"] = "cpu"
-            if config.training.threads:
-                torch.set_num_threads(config.training.threads)
+        self._rank = rank
+        device, training = place_worker(config.training.threads), config.training
         torch.manual_seed(config.run.seed)
         self._objective = bind(config.objective)
-        self._lora = config.policy.lora.rank > 0
-        model = with_lora(self._load_model(), config.policy.lora)
-        if self._lora and self._objective.spec.reference and config.objective.reference == "iteration":
+        model = with_lora(self._load_model(device), config.policy.lora)
+        if config.policy.lora.rank and self._objective.spec.reference and config.objective.reference == "iteration":
             add_kept_adapter(model)
         check_packed(model)
-        if config.training.gradient_checkpointing:
+        if training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._engine = self._deepspeed(model)
+        super().__init__(
+            PackedScorer(model, training.chunk_tokens),
+            optimizer=training.optimizer,
+            dtype=config.policy.dtype,
+            zero_stage=training.zero_stage,
+            ranks=ranks,
+        )
         self._reference: Reference | None = None
 
-    def _load_model(self) -> Any:
+    def _load_model(self, device: torch.device) -> Any:
         policy = self._config.policy
         from transformers import AutoConfig
 
@@ -74,35 +68,10 @@ class TrainerEngine:
         model = load_policy(
             self._policy_path,
             dtype=policy.dtype,
-            attn_implementation=attention_implementation(model_config, self._device.type),
+            attn_implementation=attention_implementation(model_config, device.type),
             trust_remote_code=policy.trust_remote_code,
         )
-        return model.to(self._device)
-
-    def _deepspeed(self, model: torch.nn.Module) -> Any:
-        settings = self._config.training.optimizer
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
-        scorer = PackedScorer(model, self._config.training.chunk_tokens)
-        if self._lora:
-            drop_frozen_from_state(scorer)
-        engine = start_deepspeed(model=scorer, optimizer=optimizer, config=deepspeed_config(self._config, self._ranks))
-        if hasattr(engine.optimizer, "check_grad_overflow"):
-            engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
-        if hasattr(engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of zeros:
-            engine.optimizer.state.clear()  # AdamW would count it, and has decayed the weights
-            engine.optimizer.refresh_fp32_params()
-        return engine
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+        return model.to(device)
 
     @property
     def model(self) -> Any:
@@ -123,14 +92,13 @@ class TrainerEngine:
     def _new_reference(self) -> Reference:
         if self._lora:
             return AdapterReference(self._engine, self._config)
-        return WholeReference(self._load_model(), self._config, self._ranks)
+        return WholeReference(self._load_model(self.device), self._config, self._ranks)
 
     def step(
         self, work: StepWork, rate: float, reference_name: str, version: int, on_policy: bool
     ) -> tuple[dict[str, float], dict[str, tuple[float, str]]]:
         """One optimizer step; returns the global metrics, and the reference log-probabilities newly computed."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        self.set_rate(rate)
         self.model.train()
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name)
@@ -142,18 +110,19 @@ class TrainerEngine:
             objective=self._objective,
             divisor=self._divisor(work) / self._ranks,  # DeepSpeed takes the mean over ranks
             passes=passes,
-            backward=self._backward,
+            backward=self.backward,
             divergence=divergence,
         )
-        norm, applied = self._apply()
-        sums, stalest = rank_sums(outcomes, version)
+        norm, applied = self.apply()
+        own, stalest = rank_sums(outcomes, version)
+        sums = dict(zip(SUMS, self.total([own[name] for name in SUMS]), strict=True))
         per = self._objective.spec.per
-        metrics = step_metrics(self._sum(sums), self.maximum([stalest])[0], on_policy=on_policy, per=per)
+        metrics = step_metrics(sums, self.maximum([stalest])[0], on_policy=on_policy, per=per)
         metrics |= {
             "train/grad_norm": norm,
             "train/learning_rate": rate,
             "train/bad_steps": float(not applied),
-            "train/memory_gib": self._memory_gib(),
+            "train/memory_gib": self.memory_gib(),
         }
         return metrics, computed
 
@@ -162,9 +131,7 @@ class TrainerEngine:
         if self._objective.spec.per == "list":
             return work.list_count
         tokens = sum(len(candidate.token_ids) for item in work.lists for candidate in item.candidates)
-        total = torch.tensor(float(tokens), dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(total)
-        return float(total)
+        return self.total([tokens])[0]
 
     @torch.no_grad()
     def log_probs(self, lists: tuple[CandidateList, ...], reference_name: str) -> list[tuple[PackedList, Tensor]]:
@@ -181,30 +148,6 @@ class TrainerEngine:
     def divergence(self, lists: tuple[CandidateList, ...]) -> Tensor | None:
         """What an objective that needs it takes for the policy's divergence from the reference; else None."""
         return self._divergence(lists) if self._objective.spec.divergence else None
-
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        """A loss that is not finite gets a gradient that is not, so that `_apply` skips the step on every rank."""
-        finite = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * finite)
-
-    def _apply(self) -> tuple[float, bool]:
-        """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
-
-        DeepSpeed's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
-        """
-        checked = self._config.training.zero_stage > 0 or self._config.policy.dtype == "bfloat16"
-        if not checked:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not _finite(norm):
-                self._engine.zero_grad()
-                return norm, False
-            self._engine.step()
-            return norm, True
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm if norm is not None else float("nan")), bool(self._engine.was_step_applied())
 
     def _packed(
         self, lists: tuple[CandidateList, ...], reference_name: str
@@ -236,7 +179,7 @@ class TrainerEngine:
     def _divergence(self, lists: Sequence[CandidateList]) -> Tensor:
         """Mean log-ratio of policy and reference on mismatched rows of all ranks (Ethayarajh 2024, section 4.1)."""
         rows = mismatched_rows(lists)
-        total = torch.zeros(2, dtype=torch.float64, device=self._device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number in range(self.maximum([len(rows)])[0]):
             row = rows[number] if number < len(rows) else empty_row()
             ratio = list_log_probs(self._score, (row,)) - self._reference_log_probs((row,))
@@ -260,57 +203,6 @@ class TrainerEngine:
         return passes - len(rows)
 
     def write_policy(self, folder: Path, version: int) -> None:
-        """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`."""
-        target = PublishedFolder(folder, version) if self._rank == 0 else None
-        put_weights(
-            self.model,
-            target,
-            stage=self._config.training.zero_stage,
-            dtype=self._config.policy.dtype,
-            bucket_mib=self._config.weights.bucket_mib,
-            base=base_id(self._config.policy.model),
-        )
-        if target is not None:
-            target.close()
-        self.barrier()
-
-    def save(self, folder: Path) -> None:
-        """Every rank writes its part of the optimizer and model state; frozen weights are in the policy's folder."""
-        try:
-            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(unwritten(folder, error)) from error
-
-    def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._lora)
-        if loaded is None:
-            raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
-
-    def barrier(self) -> None:
-        torch.distributed.barrier()
-
-    def _sum(self, sums: dict[str, float]) -> dict[str, float]:
-        values = torch.tensor([sums[name] for name in SUMS], dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(values)
-        return dict(zip(SUMS, values.tolist(), strict=True))
-
-    def maximum(self, numbers: list) -> list:
-        """The largest of each number over all ranks."""
-        values = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
-        return [type(number)(value) for number, value in zip(numbers, values.tolist(), strict=True)]
-
-    def _memory_gib(self) -> float:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _device() -> torch.device:
-    from ray.train.torch import get_device
-
-    return get_device()
-
-
-def _finite(value: float) -> bool:
-    return bool(torch.isfinite(torch.tensor(value)))
+        """Write the policy to `folder` as that weight version; every rank calls it."""
+        bucket, base = self._config.weights.bucket_mib, base_id(self._config.policy.model)
+        self.write(folder, bucket_mib=bucket, rank=self._rank, base=base, version=version)

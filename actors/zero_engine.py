@@ -8,22 +8,24 @@ from __future__ import annotations
 import math
 import os
 import resource
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
+from actors.resharding import TAG, is_for_others, reshard_once
 from actors.sharding import put_weights, start_deepspeed, zero_config
 from actors.weights import PublishedFolder
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
 from larpo.lora import drop_frozen_from_state, has_lora
 
-TAG = "engine"
+Number = TypeVar("Number", int, float)
 
 
 class ZeroEngine:
@@ -32,7 +34,7 @@ class ZeroEngine:
     def __init__(
         self, model: torch.nn.Module, *, optimizer: Optimizer, dtype: str, zero_stage: int, ranks: int
     ) -> None:
-        self._dtype, self._stage, self._lora = dtype, zero_stage, has_lora(model)
+        self._dtype, self._stage, self._ranks, self._lora = dtype, zero_stage, ranks, has_lora(model)
         if self._lora:
             drop_frozen_from_state(model)
         self.device = next(model.parameters()).device
@@ -87,12 +89,12 @@ class ZeroEngine:
         self._engine.step()
         return norm, True
 
-    def write(self, folder: Path, *, bucket_mib: int, rank: int, base: str) -> None:
+    def write(self, folder: Path, *, bucket_mib: int, rank: int, base: str, version: int = 0) -> None:
         """Gather the weights in buckets, every rank entering each gather; rank 0 writes them to `folder`.
 
         Adapters are merged into what is written, and lie beside it on their own; the model stays as it is.
         """
-        target = PublishedFolder(folder, 0) if rank == 0 else None
+        target = PublishedFolder(folder, version) if rank == 0 else None
         put_weights(self.model, target, stage=self._stage, dtype=self._dtype, bucket_mib=bucket_mib, base=base)
         if target is not None:
             target.close()
@@ -106,6 +108,19 @@ class ZeroEngine:
             raise CheckpointError(unwritten(folder, error)) from error
 
     def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, by however many ranks; every rank calls it."""
+        if not is_for_others(folder, self._ranks):
+            return self._load(folder)
+        rank = torch.distributed.get_rank()
+        resharded = reshard_once(folder, rank, self.barrier)
+        self._engine._config.load_universal_checkpoint = True  # DeepSpeed takes it from its configuration alone
+        self._load(resharded)
+        self._engine._config.load_universal_checkpoint = False
+        self.barrier()
+        if rank == 0 or os.environ.get("LOCAL_RANK") == "0":
+            shutil.rmtree(resharded, ignore_errors=True)
+
+    def _load(self, folder: Path) -> None:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self._lora)
         if loaded is None:
             raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
@@ -117,9 +132,10 @@ class ZeroEngine:
         """Each number, added up over all ranks."""
         return self._reduced(numbers, torch.distributed.ReduceOp.SUM)
 
-    def maximum(self, numbers: Sequence[float]) -> list[float]:
+    def maximum(self, numbers: Sequence[Number]) -> list[Number]:
         """The largest of each number over all ranks."""
-        return self._reduced(numbers, torch.distributed.ReduceOp.MAX)
+        found = self._reduced(numbers, torch.distributed.ReduceOp.MAX)
+        return [type(number)(value) for number, value in zip(numbers, found, strict=True)]
 
     def _reduced(self, numbers: Sequence[float], operation: Any) -> list[float]:
         values = torch.tensor(numbers, dtype=torch.float64, device=self.device)

@@ -146,7 +146,9 @@ class Training(Section):
     lists_per_step: Positive = 16  # global batch of one optimizer step, whatever the number of ranks
     row_tokens: Positive = 4096  # longest packed row; longer lists are split into rows that repeat the prompt
     chunk_tokens: Positive = 512  # response tokens whose logits exist at one time
-    workers: Positive = 1  # Ray Train workers (ranks)
+    workers: Positive = 1  # Ray Train workers (ranks); with min_workers, the most that there are
+    min_workers: Positive | None = None  # as few go on when a node is lost; `workers` when not given
+    resize_s: Seconds = 60.0  # between looks for room to grow again, which costs the steps since the last checkpoint
     resources_per_worker: Resources = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0 leaves torch's default
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO
@@ -155,6 +157,11 @@ class Training(Section):
     max_bad_steps: Positive = 3  # steps in a row with a loss or gradient that is not finite
     gap_alarm: Annotated[float, Field(gt=0)] = 0.1  # bound on mean |log-prob gap| of sampler and trainer
     optimizer: Optimizer = Optimizer()
+
+    @property
+    def least(self) -> int:
+        """Workers that the group has at least."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 class Samplers(Section):
@@ -168,6 +175,7 @@ class Samplers(Section):
     max_model_len: Positive = 2048  # prompt and response together, in tokens
     max_num_seqs: Positive = 128  # responses that one engine generates at a time
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85  # share of GPU memory an engine takes
+    sleep: bool = False  # by turns with the trainer on one GPU: its memory is the trainer's while that works
     cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
     cpu_cores: Cores = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs

@@ -11,6 +11,7 @@ from larpo.errors import ConfigError
 from larpo.evaluation_checks import evaluation_problems
 from larpo.knobs import nearest
 from larpo.objective_table import OBJECTIVES
+from larpo.placement_checks import placement_problems, range_problems
 from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
 from larpo.reward_checks import reward_problems
@@ -18,8 +19,23 @@ from larpo.reward_checks import reward_problems
 
 def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
-    sampled = (_prompts, _columns, _samplers, reward_problems, _objective, _selection, _temperatures, _lengths, _counts)
-    given = (preference_problems, _objective, _steps)  # answers from a dataset: nothing is sampled or rewarded
+    sampled = (
+        _prompts,
+        _columns,
+        placement_problems,
+        reward_problems,
+        _objective,
+        _selection,
+        _temperatures,
+        _lengths,
+        _counts,
+    )
+    given = (
+        preference_problems,
+        _objective,
+        _steps,
+        range_problems,
+    )  # answers from a dataset: nothing is sampled or rewarded
     checks = (_run, _lora, *(sampled if config.preferences.source is None else given))
     problems = [problem for check in (*checks, evaluation_problems) for problem in check(config)]
     if problems:
@@ -109,32 +125,6 @@ def _columns(config: Config) -> list[str]:
     return [
         f"prompts.columns names {' and '.join(texts) or 'no text column'} for {source!r}: set exactly one of "
         f"prompts.columns.prompt and prompts.columns.messages (bundled sets: {', '.join(BUNDLED_SETS)})"
-    ]
-
-
-def _samplers(config: Config) -> list[str]:
-    return _pool(config) + _spanned(config)
-
-
-def _pool(config: Config) -> list[str]:
-    samplers = config.samplers
-    if samplers.least <= samplers.count <= samplers.most:
-        return []
-    knob, limit = ("min_count", "most") if samplers.count < samplers.least else ("max_count", "least")
-    value = getattr(samplers, knob)
-    return [
-        f"samplers.{knob} = {value}: must be at {limit} samplers.count = {samplers.count}, which a run starts with; "
-        f"change one of them"
-    ]
-
-
-def _spanned(config: Config) -> list[str]:
-    gpus, spanned = config.samplers.resources.get("GPU", 0), config.samplers.tensor_parallel_size
-    if spanned == 1 or gpus >= spanned:
-        return []
-    return [
-        f"samplers.tensor_parallel_size = {spanned}: must be at most the GPUs of a sampler, and samplers.resources "
-        f"asks for {gpus:g}; set samplers.resources={{GPU: {spanned}}}"
     ]
 
 

@@ -98,31 +98,32 @@ def local_ray():
 @pytest.fixture(scope="session")
 def make_list():
     """`make_list(number, lengths, rewards)`: a ranked list with responses of these lengths in tokens."""
+    return make_candidate_list
+
+
+def make_candidate_list(number: int, lengths=(7, 3), rewards=None, iteration: int = 0, vocabulary: int = 200):
     import random
 
     from larpo.types import Candidate, CandidateList, Message, Prompt, VersionSpan, list_id
 
-    def make(number: int, lengths=(7, 3), rewards=None, iteration: int = 0, vocabulary: int = 200) -> CandidateList:
-        draw = random.Random(1000 * iteration + number)
-        prompt = Prompt(f"p{number}", (Message("user", f"question {number}"),))
-        key = list_id(iteration, prompt.id)
-        candidates = tuple(
-            Candidate(
-                id=f"{key}/{index}",
-                text=f"answer {number} {index}",
-                token_ids=tuple(draw.randrange(vocabulary) for _ in range(length)),
-                log_probs=(-0.5,) * length,
-                finish_reason="stop",
-                temperature=1.0,
-                origin="sampled",
-                iteration=iteration,
-                versions=(VersionSpan(0, length, 0),),
-                reward=float(len(lengths) - index) if rewards is None else rewards[index],
-                reward_fingerprint="toy",
-            )
-            for index, length in enumerate(lengths)
+    draw = random.Random(1000 * iteration + number)
+    prompt = Prompt(f"p{number}", (Message("user", f"question {number}"),))
+    key = list_id(iteration, prompt.id)
+    candidates = tuple(
+        Candidate(
+            id=f"{key}/{index}",
+            text=f"answer {number} {index}",
+            token_ids=tuple(draw.randrange(vocabulary) for _ in range(length)),
+            log_probs=(-0.5,) * length,
+            finish_reason="stop",
+            temperature=1.0,
+            origin="sampled",
+            iteration=iteration,
+            versions=(VersionSpan(0, length, 0),),
+            reward=float(len(lengths) - index) if rewards is None else rewards[index],
+            reward_fingerprint="toy",
         )
-        prompt_ids = tuple(draw.randrange(vocabulary) for _ in range(4 + number % 3))
-        return CandidateList(key, iteration, prompt, prompt_ids, candidates)
-
-    return make
+        for index, length in enumerate(lengths)
+    )
+    prompt_ids = tuple(draw.randrange(vocabulary) for _ in range(4 + number % 3))
+    return CandidateList(key, iteration, prompt, prompt_ids, candidates)

@@ -72,7 +72,7 @@ def train(local_ray, tiny_policy):
     """
 
     def run(config: Config, run_dir: Path, iterations, *, policy: Path = tiny_policy, fails: bool = False) -> Trained:
-        trained = asyncio.run(_train(config, run_dir, iterations, policy))
+        trained = asyncio.run(train_on(config, run_dir, iterations, policy))
         if trained.error is not None and not fails:
             raise trained.error
         return trained
@@ -80,7 +80,7 @@ def train(local_ray, tiny_policy):
     return run
 
 
-async def _train(config: Config, run_dir: Path, iterations, policy: Path) -> Trained:
+async def train_on(config: Config, run_dir: Path, iterations, policy: Path) -> Trained:
     from actors import placement
     from actors.trainer import TrainSpec
 

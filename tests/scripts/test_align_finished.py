@@ -68,6 +68,12 @@ def test_knobs_of_a_finished_run_cannot_change_either(run_dir, capsys):
     assert "a resumed run keeps its knobs" in capsys.readouterr().err
 
 
+def test_how_many_workers_train_can_change(run_dir, capsys):
+    write(run_dir)
+    assert main(["--resume", str(run_dir), "training.workers=2"]) == 0
+    assert "keeps its knobs" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["model", "done"])
 def test_a_run_that_lacks_something_is_resumed(run_dir, missing):
     write(run_dir)
