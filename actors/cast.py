@@ -19,6 +19,7 @@ from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.reward import Described
 from actors.trainer import TrainSpec
+from actors.turns import begin_sampling
 from actors.weights import published_version
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError, TrainingError
@@ -188,6 +189,7 @@ class TrainingCast:
 
     samplers: SamplerPool | None = None
     rewards: RewardPool | None = None
+    turns: Any = None  # handle to the Turns actor, where samplers and trainer share a GPU by turns
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
@@ -202,6 +204,7 @@ class TrainingCast:
             run_dir=str(self.run.folder),
             stream=self.stream,
             store=self.store,
+            turns=self.turns,
         )
         self.trainer = asyncio.create_task(self._train(spec))
 
@@ -285,6 +288,7 @@ class Cast(TrainingCast):
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         super().__init__(run, on_failure)
+        self.turns = placement.place_turns() if run.config.samplers.sleep else None
         self.rewards = RewardPool(run.config, on_failure, run.folder)
         options = EngineOptions.of(run.config)
         self.samplers = SamplerPool(
@@ -307,10 +311,12 @@ class Cast(TrainingCast):
             version = published_version(folder)
             await self.call(self.store.publish_folder, version, str(folder))
         self.start_trainer()
+        await begin_sampling(self, "trainer_start_s")
         await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
 
     async def update_samplers(self) -> None:
-        """The newest published weights become the behaviour policy."""
+        """The newest published weights become the behaviour policy; it is the samplers' turn, where they have turns."""
+        await begin_sampling(self, "weights_s")
         await self.samplers.update(await self.call(self.store.newest))
 
     async def lend(self, version: int, folder: Path) -> None:

@@ -24,6 +24,7 @@ from actors.progress import STARTING, TRAINING, Progress
 from actors.results import Results, summarize, write_model
 from actors.session import conduct
 from actors.sharing import take_over
+from actors.turns import begin_training
 from larpo.best_policy import BASE, Point
 from larpo.evaluation import chosen_text, is_chosen
 
@@ -50,6 +51,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
 async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:
     """Evaluate the snapshots of an iteration as they come, until it is trained or the run is to end."""
     over, prompts = False, cast.run.config.training.prompts_per_iteration
+    await begin_training(cast)
     while not over and heldout.why_stopped(cast.run) is None:
         progress.begin(TRAINING, iteration, prompts, prompts)
         over = await cast.is_trained(iteration)

@@ -31,6 +31,7 @@ class EngineOptions:
     cpu_kv_cache_gib: int
     cpu_cores: str
     enforce_eager: bool
+    sleep: bool = False
 
     @staticmethod
     def of(config: Config) -> EngineOptions:
@@ -45,6 +46,7 @@ class EngineOptions:
             cpu_kv_cache_gib=samplers.cpu_kv_cache_gib,
             cpu_cores=samplers.cpu_cores,
             enforce_eager=samplers.enforce_eager,
+            sleep=samplers.sleep,
         )
 
 
@@ -130,6 +132,15 @@ class Engine:
         await self._llm.finish_weight_update(weight_version=str(version))
         await self._llm.resume_generation()
 
+    async def sleep(self) -> None:
+        """Weights go to the CPU's memory, the KV cache is dropped; on a CPU vLLM holds requests, and frees nothing."""
+        await self._llm.sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        """Raises SamplerError when a part of the engine did not come back."""
+        if not await self._llm.wake_up():
+            raise SamplerError("the engine did not wake up whole")
+
     async def check_health(self) -> None:
         """Raises when the engine's own processes have died."""
         await self._llm.check_health()
@@ -195,6 +206,11 @@ def _engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
         # On a CPU the share would be of all memory, the trainer's too: the size of the cache is given instead.
         "kv_cache_memory_bytes": options.cpu_kv_cache_gib * 2**30 if current_platform.is_cpu() else None,
         "enforce_eager": options.enforce_eager,
+        "enable_sleep_mode": options.sleep and not current_platform.is_cpu(),
+        # An actor's GPUs lie on one node, and so do the processes of vLLM's own executor. Ray's executor wants a
+        # placement group, and its workers may lie on other nodes, where neither our buckets in shared memory nor the
+        # watch over orphans reach.
+        "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
     }

@@ -22,7 +22,7 @@ class Member:
     name: str
     actor: Any
     version: int = 0
-    status: str = "pending"  # no node has it yet; then starting, ready, updating, restarting, leaving
+    status: str = "pending"  # no node has it yet; then starting, ready, updating, asleep, restarting, leaving
     in_flight: int = 0
     stats: SamplerStats | None = None  # the newest, until the monitor has taken it
     busy: bool = False

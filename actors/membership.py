@@ -41,6 +41,8 @@ class Membership:
         self._alarms: list[str] = []
         self._changed = asyncio.Condition()
         self._failed: LarpoError | None = None
+        self._awake = asyncio.Event()  # cleared while the GPU is the trainer's: no engine is started on it
+        self._awake.set()
 
     @property
     def ready(self) -> int:
@@ -107,6 +109,7 @@ class Membership:
             )
 
     async def _start(self, member: Member) -> None:
+        await self._awake.wait()
         await bring_in(member, lambda: self._version, self._timeouts)
         member.status = "ready"
         member.ready.set()

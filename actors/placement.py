@@ -22,6 +22,7 @@ from actors.stream import ListStream
 from actors.titles import actor_name
 from actors.trainer import TrainSpec, train_loop
 from actors.training_desk import TrainingDesk
+from actors.turns import Turns
 from actors.weights import WeightStore
 from larpo.config import Config, Training
 from larpo.errors import ConfigError, TrainingError
@@ -196,6 +197,12 @@ def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
     """Ray's options for resources by name; no CPU where none is named."""
     others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
     return {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0), "resources": others}
+
+
+def place_turns() -> Any:
+    import ray
+
+    return ray.remote(Turns).options(num_cpus=0, max_concurrency=100).remote()
 
 
 def place_desk(lists: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
+from actors.placement_plan import asks, placement_lines
 from actors.preparation import PreparedRun
 from actors.progress import Workload
 from larpo.comparisons import passes
@@ -94,10 +95,11 @@ def describe(run: PreparedRun) -> str:
         f"  prompts       {len(run.train)} training, {len(run.heldout)} held out",
         *(f"                {note}" for note in run.notes),
         f"  samplers      {_samplers(config)}, about {numbers.sampler / GIB:.1f} GiB each",
-        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
         "  others        list stream, weight store (no CPU reserved)",
+        *placement_lines(config),
         *_counts(config),
         *_evaluation(run),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
@@ -153,7 +155,7 @@ def describe_offline(run: OfflineRun) -> str:
         f" {len(run.given_heldout)} held out",
         *(f"                {note}" for note in run.notes),
         f"  objective     {config.objective.name}",
-        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
+        f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
         f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
@@ -169,8 +171,7 @@ def outline(config: Config, name: str, missing: Sequence[str]) -> str:
         *_head(config, name),
         f"  policy        {config.policy.model}",
         f"  prompts       {given or config.prompts.source}",
-        f"  trainer       {training.workers} x {_asks(training.resources_per_worker)}, ZeRO stage"
-        f" {training.zero_stage}",
+        f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage {training.zero_stage}",
     ]
     if given is None:
         lines += [
@@ -212,13 +213,9 @@ def _needs(config: Config) -> str:
 def _samplers(config: Config) -> str:
     """The pool: its size, and the range of an elastic one."""
     samplers = config.samplers
-    size = f"{samplers.count} x {_asks(samplers.resources)}"
+    size = f"{samplers.count} x {asks(samplers.resources)}"
     return f"{size}, from {samplers.least} to {samplers.most}" if samplers.is_elastic else size
 
 
 def _sorted(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()))
-
-
-def _asks(resources: Mapping[str, float]) -> str:
-    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"

@@ -191,6 +191,29 @@ class SamplerPool(Membership):
             self._hand_back(member)
         self._replace(member, actor, error)
 
+    async def sleep(self) -> None:
+        """Every engine leaves the GPU to the trainer; one that dies meanwhile is started again after `wake`."""
+        self._awake.clear()
+        await asyncio.gather(*(self._turn(member, "sleep", "asleep") for member in self.members))
+
+    async def wake(self) -> None:
+        """The engines that sleep come back to the GPU."""
+        self._awake.set()
+        sleeping = [member for member in self.members if member.status == "asleep"]
+        await asyncio.gather(*(self._turn(member, "wake", "ready") for member in sleeping))
+
+    async def _turn(self, member: Member, method: str, status: str) -> None:
+        actor, limit = member.actor, self._timeouts.weights_s
+        if not member.ready.is_set():
+            return
+        try:
+            await asyncio.wait_for(result(getattr(actor, method).remote()), limit)
+            member.status = status
+        except TimeoutError:
+            self._replace(member, actor, PhaseTimeout(f"no {method} within {limit:g} s (timeouts.weights_s)"))
+        except Exception as error:
+            self._replace(member, actor, error)
+
     async def stop(self) -> None:
         """End every engine, then its actor."""
         for member in self.members:

@@ -16,6 +16,7 @@ from larpo.compute_type import settled
 from larpo.config import Config, Run
 from larpo.errors import ConfigError, DataError
 from larpo.knobs import Section
+from larpo.placement_checks import STAGE_1
 from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts
@@ -118,6 +119,9 @@ def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
         raise ConfigError(
             f"a resumed run keeps its knobs; these differ: {'; '.join(changed)}. Leave them out, or start a new run"
         )
+    before, now = config.training, wanted.training
+    if now.zero_stage == 1 and now.workers != before.workers:
+        raise ConfigError(f"training.workers = {now.workers}, where {before.workers} trained: {STAGE_1}")
     return wanted, folder.resolve()
 
 

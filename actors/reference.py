@@ -26,6 +26,9 @@ class Reference(Protocol):
     def fill(self, weights: Path) -> None:
         """Become the policy that was published in the folder `weights`; every rank calls it."""
 
+    def move(self, device: str) -> None:
+        """To another device, where it has weights of its own and they are whole."""
+
 
 class WholeReference:
     """A second model: whole on every rank, or in pieces under ZeRO stage 3, as the policy is."""
@@ -48,6 +51,9 @@ class WholeReference:
     @head_calls.setter
     def head_calls(self, calls: int) -> None:
         self._scorer.head_calls = calls
+
+    def move(self, device: str) -> None:
+        self._scorer.to(device)
 
     @torch.no_grad()
     def fill(self, weights: Path) -> None:
@@ -75,6 +81,9 @@ class AdapterReference:
     def score(self, row: PackedRow) -> PackedLogProbs:
         with adapter_in_use(self._model, self._adapter):
             return scored(self._engine, row)
+
+    def move(self, device: str) -> None:
+        """Its weights are the policy's."""
 
     @torch.no_grad()
     def fill(self, weights: Path) -> None:

@@ -56,7 +56,7 @@ class Sampler:
         self._options, self._policy, self._store = options, policy, store
         self._version = 0
         self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
-        self._busy_since = self._busy_seconds = 0.0
+        self._busy_since = self._busy_seconds = self._asleep_since = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
@@ -173,6 +173,15 @@ class Sampler:
         import os
 
         return os.getpid()
+
+    async def sleep(self) -> None:
+        """Leave the GPU to the trainer; nothing may be sampled until `wake`."""
+        await self._engine.sleep()
+        self._asleep_since = time.time()
+
+    async def wake(self) -> None:
+        self._spans.append(("sleep", self._asleep_since, time.time()))
+        await self._engine.wake()
 
     async def shutdown(self) -> None:
         self._engine.shutdown()

@@ -31,6 +31,7 @@ class TrainSpec:
     run_dir: str
     stream: Any  # handle to the ListStream actor
     store: Any  # handle to the WeightStore actor
+    turns: Any = None  # handle to the Turns actor, where sampler and trainer share a GPU by turns
 
     @property
     def checkpoints(self) -> Path:
@@ -59,14 +60,17 @@ class Rank:
 
         from actors.given_evaluation import HeldoutLists
         from actors.trainer_engine import TrainerEngine
+        from actors.turns import Visits
 
         context = ray.train.get_context()
         self._spec, self._config = spec, spec.config
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._spans: list[tuple[str, float, float]] = []
+        self._visits = Visits(spec.turns, spec.config.timeouts)
         self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
         self._saved = 0  # position of the newest checkpoint
         self._journal = Journal()
+        self._visits.enter()
         started, self._doing = time.time(), "starts"
         show_title(self.doing)
         self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
@@ -77,6 +81,7 @@ class Rank:
         self._heldout.forget_after(self._journal.iteration)
         if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
             self._judge()
+        self._visits.leave(self._engine)
 
     def doing(self) -> str:
         """For its process's title."""
@@ -87,6 +92,8 @@ class Rank:
         while True:
             waited, self._doing = time.time(), "waits for lists"
             work = self._next_work()
+            if not isinstance(work, RunEnd):
+                self._visits.enter(self._engine)
             self._doing = "trains" if isinstance(work, StepWork) else "publishes"
             self._span("wait", waited)
             match work:
@@ -191,9 +198,13 @@ class Rank:
         self._publish(folder)
         self._judge()
         self._send({})
+        if self._spec.turns is not None:  # the samplers are told when the GPU is theirs
+            self._load_reference()
+            self._visits.leave(self._engine)
         if self._rank == 0:
             self._call(self._spec.stream.trained, work.iteration)
-        self._load_reference()
+        if self._spec.turns is None:
+            self._load_reference()
 
     def _judge(self) -> None:
         """What the published policy makes of held-out lists, where the run has any."""

@@ -42,7 +42,9 @@ class TrainerEngine(ZeroEngine):
     def __init__(self, config: Config, policy_path: Path, rank: int, ranks: int) -> None:
         self._config, self._policy_path = config, policy_path
         self._rank = rank
-        device, training = place_worker(config.training.threads), config.training
+        training = config.training
+        share = 1.0 if config.samplers.sleep else training.resources_per_worker.get("GPU", 1.0)
+        device = place_worker(training.threads, share)
         torch.manual_seed(config.run.seed)
         self._objective = bind(config.objective)
         model = with_lora(self._load_model(device), config.policy.lora)
@@ -201,6 +203,17 @@ class TrainerEngine(ZeroEngine):
         if self._reference is not None:
             self._reference.head_calls = head_calls
         return passes - len(rows)
+
+    def leave(self) -> None:
+        """The same, and the reference."""
+        if self._reference is not None:
+            self._reference.move("cpu")
+        super().leave()
+
+    def come_back(self) -> None:
+        super().come_back()
+        if self._reference is not None:
+            self._reference.move(str(self.device))
 
     def write_policy(self, folder: Path, version: int) -> None:
         """Write the policy to `folder` as that weight version; every rank calls it."""

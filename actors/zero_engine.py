@@ -9,7 +9,7 @@ import math
 import os
 import resource
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ class ZeroEngine:
             ),
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
         )
+        self._away: list[Tensor] = []  # what `leave` moved, without ZeRO
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # in float32 too: a bad step is skipped, never applied
         if hasattr(self._engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of
@@ -125,6 +126,33 @@ class ZeroEngine:
         if loaded is None:
             raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; remove it to use the one before")
 
+    def leave(self) -> None:
+        """Move weights and optimizer state to the CPU's memory: between steps, the GPU's is free for others."""
+        if self._stage > 0:
+            self._engine.offload_states(pin_memory=False)
+        self._away = [tensor for tensor in self._own_tensors() if tensor.device == self.device]
+        for tensor in self._away:
+            tensor.data = tensor.data.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def come_back(self) -> None:
+        """The same, back again."""
+        for tensor in self._away:
+            tensor.data = tensor.data.to(self.device)
+        if self._stage > 0:
+            self._engine.reload_states()
+
+    def _own_tensors(self) -> Iterator[Tensor]:
+        """What DeepSpeed does not move: without ZeRO everything, else what is not trained."""
+        module, optimizer = self._engine.module, self._engine.optimizer
+        yield from module.buffers()
+        yield from (weight for weight in module.parameters() if self._stage == 0 or not weight.requires_grad)
+        if self._stage == 0:
+            yield from (weight for group in getattr(optimizer, "fp32_groups", ()) for weight in group)
+            states = (getattr(optimizer, "optimizer", optimizer)).state.values()
+            yield from (value for state in states for value in state.values() if isinstance(value, Tensor))
+
     def barrier(self) -> None:
         torch.distributed.barrier()
 
@@ -149,8 +177,11 @@ class ZeroEngine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def place_worker(threads: int) -> torch.device:
-    """The device that Ray Train gave this worker; on a CPU, `threads` torch threads unless 0."""
+def place_worker(threads: int, memory_share: float = 1.0) -> torch.device:
+    """The device that Ray Train gave this worker; on a CPU, `threads` torch threads unless 0.
+
+    Of a GPU torch takes at most `memory_share`: the rest belongs to others, and Ray does not guard it.
+    """
     from ray.train.torch import get_device
 
     device = get_device()
@@ -158,4 +189,6 @@ def place_worker(threads: int) -> torch.device:
         os.environ["DS_ACCELERATOR"] = "cpu"
         if threads:
             torch.set_num_threads(threads)
+    elif memory_share < 1:
+        torch.cuda.set_per_process_memory_fraction(memory_share, device)
     return device

@@ -25,7 +25,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "failure": ("actor", "kind", "reason"),
     "done": (),  # which policy was `taken`, the `last` one's numbers, and why the run `stopped` early, if it did
 }
-SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "wait")
+SPAN_KINDS = ("start", "sample", "rank", "train", "publish", "checkpoint", "update", "evaluate", "sleep", "wait")
 FAILURE_KINDS: Mapping[str, str] = {
     "sampler": "a sampler ended, or its engine did",
     "reward": "a reward actor ended, or could not rank",

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from larpo.config import Config
 
 MEMORY_SLACK = 1e-6
+STAGE_1 = (
+    "with training.zero_stage = 1 and bfloat16 DeepSpeed keeps the optimizer in a form that has not been seen to load"
+    " on another number of workers; set training.zero_stage=2, which takes no more memory"
+)
 
 
 def placement_problems(config: Config) -> list[str]:
@@ -110,6 +114,8 @@ def range_problems(config: Config) -> list[str]:
     knob = f"training.min_workers = {training.min_workers}"
     if training.min_workers > training.workers:
         return [f"{knob}: must be at most training.workers = {training.workers}; lower it, or raise that"]
+    if training.zero_stage == 1:
+        return [f"{knob}: {STAGE_1}"]
     asked = {name: amount for name, amount in training.resources_per_worker.items() if amount}
     parts = sorted(name for name, amount in asked.items() if amount != int(amount))
     if parts:
@@ -142,6 +148,7 @@ def _turns(config: Config) -> list[str]:
             samplers.count != 1,
             "one engine has turns with one trainer; set it to 1",
         ),
+        f"samplers.max_count = {samplers.max_count}": (samplers.most > samplers.count, "the same; leave it out"),
         f"samplers.tensor_parallel_size = {samplers.tensor_parallel_size}": (
             samplers.tensor_parallel_size > 1,
             "turns are for one GPU; set it to 1, or give the trainer GPUs of its own",

@@ -22,6 +22,7 @@ KIND_COLORS = {
     "publish": PURPLE,
     "update": "#c79bd8",
     "evaluate": "#57b8c9",
+    "sleep": "#cfd6df",
     "wait": "#e3e6ea",
     "start": "#b9bec6",
 }
@@ -222,7 +223,7 @@ def _draw_actor(axis: Axes, row: int, spans: Sequence[Span], cuts: Sequence[tupl
     for kind in reversed(KIND_COLORS):
         bars = merged((span.start, span.end) for span in spans if span.kind == kind)
         moved = [(_shifted(start, cuts) / 60, (end - start) / 60) for start, end in bars]
-        height = 0.3 if kind in ("wait", "start") else 0.62
+        height = 0.3 if kind in ("wait", "start", "sleep") else 0.62
         axis.broken_barh(moved, (row - height / 2, height), color=KIND_COLORS[kind], linewidth=0)
 
 

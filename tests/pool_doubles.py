@@ -13,17 +13,25 @@ from larpo.config import Samplers, Timeouts
 class Double:
     """Stands for a sampler actor: each method does what the test says, once it is called through `remote`."""
 
-    def __init__(self, name, sample=None, start=None, update=None, stats=None, placed=None):
-        self.name, self.killed, self.tasks = name, False, []
+    def __init__(self, name, sample=None, start=None, update=None, stats=None, placed=None, sleep=None):
+        self.name, self.killed, self.tasks, self.turns = name, False, [], []
         self.placed = SimpleNamespace(remote=placed or self._zero)
         self.shutdown = SimpleNamespace(remote=self._zero)
         self.start = SimpleNamespace(remote=start or self._zero)
         self.update = SimpleNamespace(remote=update or self._takes)
         self.stats = SimpleNamespace(remote=stats or self._stats)
+        self.sleep = SimpleNamespace(remote=sleep or self._turn("sleep"))
+        self.wake = SimpleNamespace(remote=self._turn("wake"))
         self.sample = SimpleNamespace(remote=lambda task: self._sample(sample, task))
 
     async def _zero(self, *_):
         return 0
+
+    def _turn(self, what):
+        async def turn():
+            self.turns.append(what)
+
+        return turn
 
     async def _takes(self, version):
         return version

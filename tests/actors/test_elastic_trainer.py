@@ -47,6 +47,7 @@ def test_a_group_that_loses_a_node_goes_on_smaller_and_grows_when_one_comes(
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # of a start with a node that is gone, before the next one
+        "RAY_raylet_start_wait_time_s": "180",  # on a machine that is busy
     }
     command = [sys.executable, "-c", START, str(tmp_path), str(tiny_policy)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100, check=False)
@@ -67,12 +68,14 @@ def drive() -> None:
     from actors.placement import ENVIRONMENT
     from tests.actors.conftest import train_on
     from tests.conftest import make_candidate_list
+    from tests.toy_runs import free_ports
 
     run_dir, policy = Path(sys.argv[1]), Path(sys.argv[2])
     config = Config.model_validate_json((run_dir / "config.json").read_text())
     with tempfile.TemporaryDirectory(prefix="lr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder  # short: sockets lie in it
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        head = {"num_cpus": 2, "include_dashboard": False, "dashboard_port": free_ports(1)[0]}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         nodes = [cluster.add_node(num_cpus=1, resources={"trainer": 1}) for _ in range(2)]
         ray.init(cluster.address, runtime_env={"env_vars": ENVIRONMENT | {"HF_HUB_OFFLINE": "1"}}, log_to_driver=False)
         workers: list[int] = []

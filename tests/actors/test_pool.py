@@ -30,6 +30,38 @@ def test_prompts_go_to_the_sampler_with_least_to_do():
     asyncio.run(go())
 
 
+def test_a_sampler_that_dies_in_its_sleep_is_started_again_when_all_wake():
+    """Its engine would take memory that is the trainer's meanwhile."""
+
+    async def go():
+        asleep, fresh = Double("asleep", sleep=dies), Double("fresh")
+        house = House(asleep, fresh)
+        await house.pool.start()
+        await house.pool.sleep()
+        await settled()
+        assert asleep.killed
+        assert house.pool.members[0].is_coming
+        await house.pool.wake()
+        assert await house.sample("1") == [["1 by fresh"]]
+        assert fresh.turns == []
+
+    asyncio.run(go())
+
+
+def test_samplers_sleep_and_wake_together():
+    async def go():
+        a, b = Double("a"), Double("b")
+        house = House(a, b, count=2)
+        await house.pool.start()
+        await house.pool.sleep()
+        assert {member.status for member in house.pool.members} == {"asleep"}
+        await house.pool.wake()
+        assert {member.status for member in house.pool.members} == {"ready"}
+        assert a.turns == b.turns == ["sleep", "wake"]
+
+    asyncio.run(go())
+
+
 def test_a_dead_sampler_is_replaced_and_its_prompts_are_sampled_again():
     async def go():
         dead, fresh = Double("dead", sample=dies), Double("fresh")

@@ -47,6 +47,10 @@ RANGE = ["training.workers=4", "training.min_workers=2"]
             [*RANGE, "training.resources_per_worker={CPU: 0.5, trainer: 1}"],
             "training.resources_per_worker asks for parts of CPU, with which Ray Train cannot count",
         ),
+        (
+            [*RANGE, "training.resources_per_worker={trainer: 1}", "training.zero_stage=1"],
+            "training.min_workers = 2: with training.zero_stage = 1 and bfloat16 DeepSpeed keeps the optimizer in",
+        ),
         ([*TURNS, "overlap=stream"], "samplers.sleep = True with overlap = 'stream': trains while it samples"),
         ([*TURNS, "samplers.count=2"], "samplers.sleep = True with samplers.count = 2"),
         ([*TURNS, "training.zero_stage=3"], "samplers.sleep = True with training.zero_stage = 3"),
@@ -95,3 +99,10 @@ def test_a_range_of_a_run_that_samples_nothing_has_its_resources_to_itself():
     load_config("offline-arithmetic", [*RANGE, "training.resources_per_worker={CPU: 1}"])
     with pytest.raises(ConfigError, match="a resource that no other actor asks for"):
         load_config("offline-arithmetic", [*RANGE, "training.resources_per_worker={}"])
+
+
+def test_the_pool_has_one_engine_when_it_has_turns():
+    with pytest.raises(
+        ConfigError, match=r"samplers\.sleep = True with samplers\.max_count = 2: the same; leave it out"
+    ):
+        load_config("quickstart", [*TURNS, "samplers.max_count=2"])

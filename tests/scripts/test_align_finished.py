@@ -74,6 +74,14 @@ def test_how_many_workers_train_can_change(run_dir, capsys):
     assert "keeps its knobs" not in capsys.readouterr().err
 
 
+def test_how_many_workers_train_cannot_change_at_stage_1(run_dir, capsys):
+    write(run_dir)
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("zero_stage: 2", "zero_stage: 1"))
+    assert main(["--resume", str(run_dir), "training.workers=2"]) == 2
+    assert "training.workers = 2, where 1 trained: with training.zero_stage = 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["model", "done"])
 def test_a_run_that_lacks_something_is_resumed(run_dir, missing):
     write(run_dir)
