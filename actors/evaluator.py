@@ -168,7 +168,7 @@ def run_evaluation(evaluation: PreparedEvaluation, say: Say) -> None:
         return
     import ray
 
-    placement.start_ray(evaluation.config, evaluation.folder.name, placement.evaluation_resources(evaluation.config))
+    placement.start_ray(evaluation.config, evaluation.folder.name, placement.evaluation_phases(evaluation.config))
     try:
         asyncio.run(_with_signals(evaluation, say))
     finally:

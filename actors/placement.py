@@ -7,15 +7,17 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from actors.capacity import Bundle, Node, check_fits, total
 from actors.engine import EngineOptions
 from actors.memo import RayMemo
 from actors.reward import RewardActor
 from actors.reward_trainer import RewardSpec, reward_loop
+from actors.room import make_room
 from actors.sampler import Sampler
 from actors.scorer import Scorer
 from actors.stream import ListStream
@@ -25,7 +27,7 @@ from actors.training_desk import TrainingDesk
 from actors.turns import Turns
 from actors.weights import WeightStore
 from larpo.config import Config, Training
-from larpo.errors import ConfigError, TrainingError
+from larpo.errors import TrainingError
 from larpo.policy import PreparedPolicy
 from larpo.reward_config import Reward
 from larpo.reward_training_config import RewardFit, RewardTraining
@@ -33,22 +35,39 @@ from larpo.reward_training_config import RewardFit, RewardTraining
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
-def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[str, float] | None = None) -> str:
+def start_ray(config: Config | RewardTraining, namespace: str, phases: Sequence[Sequence[Bundle]] | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start an embedded one.
 
-    `needed` are the resources of all actors that live at one time, a run's when not given.
+    A phase is all actors that live at one time; a run is one phase, which is taken when none are given.
     The embedded one has its dashboard on loopback; its other ports answer those who hold Ray's token.
-    Returns the dashboard's address, empty where there is none.
-    Raises ConfigError when the cluster there is can never hold the run's actors.
+    Returns the dashboard's address, empty where there is none, when the cluster has room for each phase.
+
+    Raises:
+        ConfigError: the cluster there is can never hold the actors.
+        PhaseTimeout: it has no room, and an autoscaler has brought none within `timeouts.placement_s`.
     """
     import ray
 
-    needed = needed_resources(config) if needed is None else needed
+    phases = [needed_bundles(config)] if phases is None else phases
+    address = connect(config, namespace, phases)
+    try:
+        for phase in phases:
+            make_room(phase, config.timeouts.placement_s)
+    except BaseException:
+        ray.shutdown()
+        raise
+    return address
+
+
+def connect(config: Config | RewardTraining, namespace: str, phases: Sequence[Sequence[Bundle]]) -> str:
+    """Join or start Ray, as `start_ray`, without a look at the room there; returns the dashboard's address."""
+    import ray
+
     runtime = {"env_vars": worker_environment(os.environ)}
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
-        check_machine(config, needed)
+        check_machine(config, phases)
         context = ray.init(
             address="local",
             namespace=namespace,
@@ -59,7 +78,6 @@ def start_ray(config: Config | RewardTraining, namespace: str, needed: Mapping[s
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    check_fits(needed, ray.cluster_resources())
     return context.dashboard_url or ""
 
 
@@ -75,68 +93,60 @@ def worker_environment(own: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in taken}
 
 
-def check_machine(config: Config | RewardTraining, needed: Mapping[str, float] | None = None) -> None:
+def check_machine(config: Config | RewardTraining, phases: Sequence[Sequence[Bundle]] | None = None) -> None:
     """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place."""
     if not os.environ.get("RAY_ADDRESS"):
-        there = {"CPU": float(os.cpu_count() or 1), **_local_gpus()}
-        check_fits(needed_resources(config) if needed is None else needed, there)
+        here = Node("this machine", {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
+        for phase in [needed_bundles(config)] if phases is None else phases:
+            check_fits(phase, [here])
 
 
 def check_plan(config: Config) -> None:
     """Raises ConfigError when the cluster that a recipe is meant for, or this machine, can never hold its actors."""
     if config.cluster:
-        check_fits(needed_resources(config), config.cluster)
+        check_fits(needed_bundles(config), [Node("the cluster that the recipe is meant for", config.cluster)])
     else:
         check_machine(config)
 
 
-def needed_resources(config: Config | RewardTraining, samplers: int | None = None) -> dict[str, float]:
-    """Ray resources of trainer workers, reward actors and samplers together, or of the trainer where it is all.
+def needed_bundles(config: Config | RewardTraining, samplers: int | None = None) -> list[Bundle]:
+    """What each trainer worker, reward actor and sampler asks for, or the trainer's where it is all.
 
     Of so many samplers; of the least that the pool always has when not given. Of a range of trainer workers the fewest
     count: with them the run can go on.
     """
     workers = config.training.least if isinstance(config, Config) else config.training.workers
-    asked = [(workers, config.training.resources_per_worker)]
-    if isinstance(config, Config) and config.preferences.source is None:
-        asked += [
-            (samplers or config.samplers.least, config.samplers.resources),
-            (config.reward.replicas, config.reward.resources),
-        ]
-    total: dict[str, float] = {}
-    for count, resources in asked:
-        for name, amount in resources.items():
-            total[name] = total.get(name, 0.0) + count * amount
-    return total
+    trainer = _bundles("trainer worker", workers, config.training.resources_per_worker)
+    if not isinstance(config, Config) or config.preferences.source is not None:
+        return trainer
+    return [*trainer, *_sampling(config, samplers)]
 
 
-def evaluation_resources(config: Config) -> dict[str, float]:
-    """Ray resources that an evaluation needs at one time: samplers and reward, then the reranker, then a scorer."""
-    samplers, reward, reranker = config.samplers, config.reward, config.evaluation.sweep.reranker
+def needed_resources(config: Config | RewardTraining, samplers: int | None = None) -> dict[str, float]:
+    """Ray resources of all of them together."""
+    return total(needed_bundles(config, samplers))
+
+
+def evaluation_phases(config: Config) -> list[list[Bundle]]:
+    """What an evaluation needs at one time: samplers and reward, then the reranker, then a scorer."""
+    reranker = config.evaluation.sweep.reranker
     phases = [
-        [(samplers.least, samplers.resources), (reward.replicas, reward.resources)],
-        [(reranker.replicas, reranker.resources)] if reranker else [],
-        [(1, config.training.resources_per_worker)],
+        _sampling(config),
+        _bundles("reranker", reranker.replicas, reranker.resources) if reranker else [],
+        _bundles("scorer", 1, config.training.resources_per_worker),
     ]
-    names = {name for phase in phases for _, resources in phase for name in resources}
-    return {
-        name: max(sum(count * resources.get(name, 0.0) for count, resources in phase) for phase in phases)
-        for name in sorted(names)
-    }
+    return [phase for phase in phases if phase]
 
 
-def check_fits(needed: Mapping[str, float], available: Mapping[str, float]) -> None:
-    """Raises ConfigError naming what the cluster lacks."""
-    short = [
-        f"{amount:g} {name} needed, {available.get(name, 0.0):g} there"
-        for name, amount in needed.items()
-        if amount > available.get(name, 0.0)
+def _sampling(config: Config, samplers: int | None = None) -> list[Bundle]:
+    return [
+        *_bundles("sampler", samplers or config.samplers.least, config.samplers.resources),
+        *_bundles("reward", config.reward.replicas, config.reward.resources),
     ]
-    if short:
-        raise ConfigError(
-            "the cluster can never hold this run's actors: " + "; ".join(short) + ". Lower samplers.count or"
-            " training.workers, or what each asks for (samplers.resources, training.resources_per_worker)"
-        )
+
+
+def _bundles(name: str, count: int, resources: Mapping[str, float]) -> list[Bundle]:
+    return [Bundle(name, resources)] * count
 
 
 def _local_gpus() -> dict[str, float]:

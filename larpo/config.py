@@ -254,7 +254,7 @@ class Telemetry(Section):
 
 
 class Timeouts(Section):
-    placement_s: Seconds = 1200.0  # until a node has room for a sampler, the start of a new node included
+    placement_s: Seconds = 1200.0  # until there is room for a run's actors, or one sampler, new nodes included
     engine_start_s: Seconds = 600.0  # a sampler's engine once a node has it, and a vllm reward's
     trainer_start_s: Seconds = 600.0  # the Ray Train group, until its first request for lists
     weights_s: Seconds = 300.0  # publish, pull and update of one weight version

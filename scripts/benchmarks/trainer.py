@@ -126,6 +126,7 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Steps of the trainer's engine in a Ray Train worker."""
     import ray
 
+    from actors.capacity import Bundle
     from actors.placement import fit_group, start_ray
 
     steps = Steps(**settings)
@@ -138,7 +139,7 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "steps.json"
-        start_ray(config, "bench", config.training.resources_per_worker)
+        start_ray(config, "bench", [[Bundle("trainer worker", config.training.resources_per_worker)]])
         try:
             spec = _Timed(steps, config, str(target))
             fit_group(_timed_loop, spec, Path(folder) / "train", config.training, step_s=config.timeouts.step_s)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors import placement
+from actors.capacity import total
 from actors.evaluation_inputs import begin, chosen, prepare_evaluation
 from actors.evaluation_results import finish
 from actors.evaluator import Evaluator, is_done
@@ -257,7 +258,7 @@ def test_a_run_brings_its_own_models(tmp_path):
     assert models == [("base", "smollm2-135m-instruct"), ("aligned", str(tmp_path / "model")), ("other", "x")]
 
 
-def test_resources_are_those_of_the_largest_phase():
+def test_an_evaluation_asks_for_what_is_there_at_one_time():
     config = Config.model_validate(
         {
             "samplers": {"count": 2, "resources": {"GPU": 1, "CPU": 1}},
@@ -266,4 +267,5 @@ def test_resources_are_those_of_the_largest_phase():
             "evaluation": {"sweep": {"reranker": {"resources": {"GPU": 1, "CPU": 3}}}},
         }
     )
-    assert placement.evaluation_resources(config) == {"CPU": 3.0, "GPU": 4.0}
+    asked = [total(phase) for phase in placement.evaluation_phases(config)]
+    assert asked == [{"CPU": 2.0, "GPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}, {"GPU": 4.0}]
