@@ -15,6 +15,7 @@ from typing import Any
 from actors.capacity import Bundle, Node, check_fits, total
 from actors.engine import EngineOptions
 from actors.memo import RayMemo
+from actors.probe import Probe
 from actors.reward import RewardActor
 from actors.reward_trainer import RewardSpec, reward_loop
 from actors.room import make_room
@@ -49,7 +50,8 @@ def start_ray(config: Config | RewardTraining, namespace: str, phases: Sequence[
     import ray
 
     phases = [needed_bundles(config)] if phases is None else phases
-    address = connect(config, namespace, phases)
+    check_machine(config, phases)
+    address = connect(namespace)
     try:
         for phase in phases:
             make_room(phase, config.timeouts.placement_s)
@@ -59,7 +61,7 @@ def start_ray(config: Config | RewardTraining, namespace: str, phases: Sequence[
     return address
 
 
-def connect(config: Config | RewardTraining, namespace: str, phases: Sequence[Sequence[Bundle]]) -> str:
+def connect(namespace: str) -> str:
     """Join or start Ray, as `start_ray`, without a look at the room there; returns the dashboard's address."""
     import ray
 
@@ -67,7 +69,6 @@ def connect(config: Config | RewardTraining, namespace: str, phases: Sequence[Se
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
     else:
-        check_machine(config, phases)
         context = ray.init(
             address="local",
             namespace=namespace,
@@ -228,6 +229,15 @@ def on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(*arguments)
+
+
+def place_probe(node_id: str) -> Any:
+    """The doctor's probe on that node; without resources of its own, so that a full cluster has room for it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(Probe).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
 
 def kill(actor: Any) -> None:

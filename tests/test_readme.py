@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from larpo.recipe import bundled_recipes
-from scripts import align, compare, evaluate, experiment, lists, offline, sft, train_reward
+from scripts import align, compare, doctor, evaluate, experiment, lists, offline, sft, train_reward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,6 +28,7 @@ def test_the_map_names_every_module_once_and_in_order(room):
         ("offline", offline.parser, 1),
         ("lists", lists.parser, 2),
         ("compare", compare.parser, 1),
+        ("doctor", doctor.parser, 1),
         ("evaluate", evaluate.parser, 2),
         ("experiment", experiment.parser, 1),
         ("train_reward", train_reward.parser, 1),
