@@ -52,10 +52,15 @@ def actor_sizes(plan: Plan, *, on_gpus: bool) -> dict[str, tuple[int, float]]:
     config, sizes = plan.config, plan.sizes
     if sizes is None:
         return {}
-    found = {"trainer worker": (config.training.workers, sizes.trainer, config.training.resources_per_worker)}
+    found = {"trainer worker": (_workers(config), sizes.trainer, config.training.resources_per_worker)}
     if isinstance(config, Config) and plan.samples:
         found["sampler"] = (config.samplers.least, sizes.sampler, config.samplers.resources)
     return {name: (count, size) for name, (count, size, asked) in found.items() if (asked.get("GPU", 0) > 0) == on_gpus}
+
+
+def _workers(config: Config | RewardTraining) -> int:
+    """Of a range the fewest: with them the run can go on."""
+    return config.training.least if isinstance(config, Config) else config.training.workers
 
 
 def examine_recipe(recipe: str, overrides: Sequence[str]) -> tuple[Plan | None, list[Line]]:
