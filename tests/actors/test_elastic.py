@@ -6,17 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from actors.checkpoints import newest_checkpoint
-from larpo.lists import training_list
-from larpo.recipe import load_config
-from larpo.records import read_lists
 from tests.autoscaling_cluster import AutoscalingCluster
-from tests.toy_runs import REPOSITORY, records, write_toy
+from tests.toy_runs import REPOSITORY
 
 pytestmark = pytest.mark.slow
 SLOT = {"sampler_slot": 1}  # a sampler asks for one; the head has one, and so has each node
@@ -30,9 +25,6 @@ def cluster(tmp_path, monkeypatch):
     started = AutoscalingCluster(tmp_path, types, head={"CPU": 2, **SLOT}, idle_s=5)
     yield started
     started.close()
-
-
-# --- The pool alone
 
 
 def pool_on_the_cluster(policy: str, folder: Path) -> dict:
@@ -142,68 +134,3 @@ def test_a_sampler_joins_on_a_new_node_with_the_newest_weights_and_its_node_goes
     assert (found["answered"], found["twice"]) == (found["asked"], 0)
     assert found["handed_back"] > 0
     assert found["against"] == [0, 0, [], []]
-
-
-# --- A whole run
-
-KNOBS = [
-    "samplers={max_count: 2, patience_s: 3.0, drain_s: 5.0, resources: {sampler_slot: 1}, max_model_len: 256,"
-    " max_num_seqs: 4, enforce_eager: true}",
-    "sampling.max_new_tokens=120",
-    "prompts.max_prompt_tokens=96",
-    "prompts.train_count=240",
-    "training.prompts_per_iteration=120",
-    "training.lists_per_step=1",
-    "training.epochs=3",
-    "checkpoints.every_steps=1000",
-    "lists.memory=current",
-]
-
-
-@pytest.mark.timeout(900)
-def test_a_run_grows_while_its_trainer_waits_and_shrinks_when_there_is_nothing_to_sample(
-    cluster, tiny_policy, tmp_path
-):
-    write_toy(tmp_path, tiny_policy)
-    rows = [{"id": f"q{n}", "text": f"Say {n} in bytes."} for n in range(242)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = tmp_path / "runs" / "elastic"
-    named = [f"run.output_dir={run.parent}", "run.name=elastic"]
-    command = [sys.executable, "-m", "scripts.align", str(tmp_path / "recipe.yaml"), *named, *KNOBS]
-    with open(tmp_path / "log.txt", "w") as log:
-        ended = subprocess.run(
-            command, env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log, timeout=850, check=False
-        )
-    log = (tmp_path / "log.txt").read_text()
-    print("\n".join(line for line in log.splitlines() if "samplers" in line or "failure" in line or "alarm" in line))
-    assert ended.returncode == 0, log[-4000:]
-
-    changes = [(record["wanted"], record["reason"]) for record in records(run, "pool")]
-    assert changes[0][0] == 2
-    assert changes[0][1].startswith("the trainer waited for")
-    assert (1, "there was nothing to do for") in [(wanted, reason[:27]) for wanted, reason in changes]
-    assert not records(run, "failure")
-    joined = [r for r in records(run, "span") if (r["actor"], r["kind"]) == ("sampler-1", "sample")]
-    assert joined
-    check_trained_once(run)
-    for item in read_lists(run / "lists"):  # each of the policy that the iteration began with, whoever sampled it
-        versions = {span.version for candidate in item.candidates for span in candidate.versions}
-        assert versions == {item.iteration}, item.id
-    cluster.wait_for_nodes(0)
-
-
-def check_trained_once(run: Path) -> None:
-    """Every prompt has one list, and every list that carries a signal was trained once an epoch."""
-    config = load_config(str(run / "config.yaml"))
-    _, state, _ = newest_checkpoint(run / "checkpoints")
-    lists = list(read_lists(run / "lists"))
-    assert Counter(item.iteration for item in lists) == {0: 120, 1: 120}
-    assert len({item.id for item in lists}) == 240
-    for key, ids in state.journal.consumed.items():
-        expected = [
-            item.prompt.id
-            for item in lists
-            if item.iteration == int(key[0])
-            and training_list(item, config.lists, config.sampling, seed=config.run.seed)[0] is not None
-        ]
-        assert Counter(ids) == Counter(expected), key
