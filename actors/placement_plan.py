@@ -27,7 +27,7 @@ def placement_rows(config: Config) -> list[Row]:
     if config.preferences.source is not None:
         return [trainer]
     return [
-        Row("sampler", str(samplers.count), samplers.resources, _sampler_note(config)),
+        Row("sampler", _range(samplers.least, samplers.most), samplers.resources, _sampler_note(config)),
         trainer,
         Row("reward", str(reward.replicas), reward.resources, _memory_note(reward.resources, _engine_share(config))),
     ]
