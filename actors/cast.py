@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from actors.turns import begin_sampling
 from actors.weights import published_version
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError, TrainingError
+from larpo.home import Home
 from larpo.reward_cache import RewardCache
 from larpo.rewards import Request, Reward
 
@@ -112,6 +114,17 @@ class RewardPool:
             self._cache = None
             return None
 
+    async def keep(self, home: Home) -> None:
+        """What is in the cache now, to the run's home."""
+
+        def push(cache: RewardCache) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / REWARD_CACHE
+                cache.copy_to(copy)
+                home.storage.put(copy, REWARD_CACHE)
+
+        await self._cached(push)
+
     def take_hits(self) -> int:
         """Responses whose reward was kept from before, since the last call."""
         hits, self._hits = self._hits, 0
@@ -193,7 +206,7 @@ class TrainingCast:
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
-        self.store = placement.place_store(run.config.training.max_failures)
+        self.store = placement.place_store(run.config.training.max_failures, run.home)
         self.stream = placement.place_stream(run.config, str(run.lists))
         self.trainer: asyncio.Task[None] | None = None
 
@@ -309,7 +322,7 @@ class Cast(TrainingCast):
         if iteration > 0:
             folder = policy_folder(self.run.folder, iteration)
             version = published_version(folder)
-            await self.call(self.store.publish_folder, version, str(folder))
+            await self.call(self.store.publish_folder, version, self.run.home.name(folder))
         self.start_trainer()
         await begin_sampling(self, "trainer_start_s")
         await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
@@ -319,9 +332,14 @@ class Cast(TrainingCast):
         await begin_sampling(self, "weights_s")
         await self.samplers.update(await self.call(self.store.newest))
 
+    async def keep_rewards(self) -> None:
+        """The rewards given so far, to the run's home."""
+        if self.run.home.elsewhere:
+            await self.rewards.keep(self.run.home)
+
     async def lend(self, version: int, folder: Path) -> None:
         """The samplers take a policy to evaluate it, until `update_samplers`."""
-        await self.call(self.store.lend_folder, version, str(folder))
+        await self.call(self.store.lend_folder, version, self.run.home.name(folder))
         await self.samplers.update(version)
 
     async def stop(self, reason: str, *, gently: bool = False) -> None:

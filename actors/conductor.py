@@ -17,7 +17,7 @@ import asyncio
 from actors import heldout
 from actors.annotation import Annotation
 from actors.cast import Cast
-from actors.checkpoints import newest_checkpoint
+from actors.checkpoints import newest_at
 from actors.policies import roll_back
 from actors.preparation import PreparedRun
 from actors.progress import STARTING, TRAINING, Progress
@@ -45,6 +45,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
         await cast.update_samplers()
         heldout.drop_evaluated(run, iteration + 1)
         progress.log("iteration", progress.busy(), iteration=iteration)
+        await cast.keep_rewards()
     await heldout.evaluate(cast, progress, Point(training.iterations))
 
 
@@ -75,10 +76,10 @@ def _finish(run: PreparedRun, _: None) -> Results:
 async def _started(cast: Cast, progress: Progress) -> None:
     """Start the actors where the newest checkpoint left off, then iterate."""
     run = cast.run
-    found = await asyncio.to_thread(newest_checkpoint, run.checkpoints)
+    found = await asyncio.to_thread(newest_at, run.home)
     first, step = (0, 0) if found is None else (found[1].journal.iteration, found[1].step)
     if run.resumed:
-        roll_back(run.folder, first, step)
+        roll_back(run.home, first, step)
         progress.say(f"resuming in iteration {min(first + 1, run.config.training.iterations)}, after step {step}")
     if heldout.why_stopped(run) is None:  # else a run that had stopped early was killed before it wrote its model
         progress.begin(STARTING, first, 0)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from actors.rank_home import RankHome
 from larpo.bound_objective import bind
 from larpo.config import Config
 from larpo.list_evaluation import ListResult, pair_accuracy
@@ -39,10 +40,12 @@ def result_file(run_dir: Path, iteration: int) -> Path:
 class HeldoutLists:
     """The held-out lists of a run, one rank's share of the work; a run without any does nothing."""
 
-    def __init__(self, config: Config, run_dir: Path, rank: int, ranks: int) -> None:
-        self._config, self._run_dir, self._rank, self._ranks = config, run_dir, rank, ranks
+    def __init__(self, config: Config, home: RankHome, rank: int, ranks: int) -> None:
+        self._config, self._home, self._rank, self._ranks = config, home, rank, ranks
+        self._run_dir = home.home.folder
         self._objective = bind(config.objective)
-        folder = heldout_folder(run_dir)
+        folder = heldout_folder(self._run_dir)
+        home.fetch_below(folder.name, "evaluation")
         self._lists = [self._trained_on(item) for item in read_lists(folder)] if list_parts(folder) else []
 
     def _trained_on(self, item: CandidateList) -> CandidateList:
@@ -55,8 +58,8 @@ class HeldoutLists:
     def forget_after(self, iteration: int) -> None:
         """Remove the results of later policies: a run that goes on from before them makes others."""
         later = result_file(self._run_dir, iteration + 1)
-        if self._rank == 0:
-            later.unlink(missing_ok=True)  # a run on a dataset has one iteration
+        if self._rank == 0 and later.exists():
+            self._home.home.discard(later)  # a run on a dataset has one iteration
 
     def evaluate(self, engine: Any, iteration: int, reference_name: str) -> bool:
         """Judge the engine's policy, unless that is done; every rank calls it. Returns whether there was work."""
@@ -73,6 +76,7 @@ class HeldoutLists:
         torch.distributed.all_reduce(numbers)
         if self._rank == 0:
             _write(self._result(numbers.tolist(), iteration), file)
+        self._home.publish(file)
         engine.barrier()
         return True
 

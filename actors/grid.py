@@ -27,6 +27,7 @@ from larpo.evaluation import HeldoutResult
 from larpo.experiment import ArmResult, rounded_rewards
 from larpo.recipe import arms, flat_knobs, load_config, recipe_name
 from larpo.run_log import read_run_log
+from larpo.storage import is_uri
 
 _OWN = ("run.", "description")  # knobs that say nothing of what an arm does
 # Nor do those that say how a machine does it: results of a slow one stand beside those of a fast one.
@@ -80,6 +81,8 @@ def make_grid(recipe: str, overrides: Sequence[str], seeds: Sequence[int], resul
         for arm in names:
             chosen = (*overrides, f"run.seed={seed}")
             config = load_config(f"{recipe}:{arm}", chosen)
+            if is_uri(config.run.output_dir):
+                raise ConfigError(f"run.output_dir = {config.run.output_dir!r}: an experiment needs a folder; give one")
             home = Path(config.run.output_dir) / recipe_name(recipe)
             folder, kept = home / f"{arm}-seed{seed}", (results or home / "results") / f"{arm}-seed{seed}.json"
             runs.append(ArmRun(arm, seed, f"{recipe}:{arm}", chosen, config, folder, kept))

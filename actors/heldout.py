@@ -56,7 +56,7 @@ def ending(run: PreparedRun) -> Ending:
 
 def drop_evaluated(run: PreparedRun, iteration: int) -> None:
     """Drop the policies that are needed no more, when the behaviour policy of `iteration` is on disk."""
-    drop_policies(run.folder, iteration, run.config.checkpoints.keep, best_point(values(run)))
+    drop_policies(run.home, iteration, run.config.checkpoints.keep, best_point(values(run)))
 
 
 async def evaluate_missing(cast: Cast, progress: Progress, before: int) -> None:
@@ -114,6 +114,7 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".partial").write_text(result.to_json())
     file.with_suffix(".partial").rename(file)
+    await asyncio.to_thread(run.home.push, file)
     place = {"iteration": point.iteration, **({"step": point.step} if point.step else {})}
     hits = {"reward/cache_hits": float(cast.rewards.take_hits())}
     progress.log("evaluation", {**summary(result), **hits}, label=result.label, **place)

@@ -20,6 +20,7 @@ from actors.progress import STARTING, TRAINING, Progress
 from actors.results import Results, write_model
 from actors.session import conduct
 from larpo.given_lists import GivenList, candidate_list
+from larpo.home_sessions import push_rest
 from larpo.list_evaluation import ListResult, format_list_table, list_done_record, list_summary
 from larpo.list_metrics import list_metrics
 from larpo.records import list_parts, write_part
@@ -34,11 +35,14 @@ async def train_offline(run: OfflineRun) -> Results:
 async def _train(run: OfflineRun, cast: TrainingCast, progress: Progress) -> None:
     progress.begin(STARTING, 0, 0)
     await asyncio.to_thread(write_heldout, run)
+    await asyncio.to_thread(push_rest, run.home)
     cast.start_trainer()
     progress.begin(TRAINING, 0, len(run.given))
     await _offer(run, cast, progress)
     await cast.wait_trained(0)
     for iteration in (0, 1):
+        if run.given_heldout and run.home.elsewhere:  # a rank on another node may have written it
+            await asyncio.to_thread(run.home.pull, result_file(run.folder, iteration))
         result = _result(run, iteration)
         if result is not None:
             progress.log("evaluation", list_summary(result), label=result.label, iteration=iteration)

@@ -29,6 +29,7 @@ from actors.turns import Turns
 from actors.weights import WeightStore
 from larpo.config import Config, Training
 from larpo.errors import TrainingError
+from larpo.home import Home
 from larpo.policy import PreparedPolicy
 from larpo.reward_config import Reward
 from larpo.reward_training_config import RewardFit, RewardTraining
@@ -157,14 +158,11 @@ def _local_gpus() -> dict[str, float]:
     return {"GPU": float(count)} if count else {}
 
 
-def place_store(restarts: int = 0) -> Any:
+def place_store(restarts: int = 0, home: Home | None = None) -> Any:
     import ray
 
-    return (
-        ray.remote(WeightStore)
-        .options(num_cpus=0, name=actor_name("weights"), **_started_again(restarts))
-        .remote(memo=RayMemo())
-    )
+    where = {**_beside_driver(), **_started_again(restarts)}
+    return ray.remote(WeightStore).options(num_cpus=0, name=actor_name("weights"), **where).remote(RayMemo(), home)
 
 
 def _started_again(restarts: int) -> dict[str, int]:
@@ -175,9 +173,18 @@ def _started_again(restarts: int) -> dict[str, int]:
 def place_stream(config: Config, lists_folder: str) -> Any:
     import ray
 
-    again = _started_again(config.training.max_failures)
-    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000, name=actor_name("stream"), **again)
+    where = {**_beside_driver(), **_started_again(config.training.max_failures)}
+    actor = ray.remote(ListStream).options(num_cpus=0, max_concurrency=1000, name=actor_name("stream"), **where)
     return actor.remote(config, lists_folder, RayMemo())
+
+
+def _beside_driver() -> dict[str, Any]:
+    """On the driver's node and on no other: what works on the run's folder there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here}
 
 
 def place_reward(section: Reward, name: str = "reward") -> Any:

@@ -102,7 +102,7 @@ def describe(run: PreparedRun) -> str:
         *placement_lines(config),
         *_counts(config),
         *_evaluation(run),
-        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.home.location} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
         f"  overlap       {config.overlap}",
     ]
@@ -158,7 +158,7 @@ def describe_offline(run: OfflineRun) -> str:
         f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
         f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
-        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.folder} (a checkpoint is"
+        f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.home.location} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
     ]
     return "\n".join(lines)

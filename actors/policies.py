@@ -7,12 +7,12 @@ becomes the next behaviour policy, and snapshots within an iteration, which are 
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from actors.weights import published_version
 from larpo.best_policy import Point
+from larpo.home import Home
 
 _NAME = re.compile(r"(\d+)(?:-step-(\d+))?")
 
@@ -71,27 +71,28 @@ def highest_version(run_dir: Path) -> int:
     return max(versions)
 
 
-def roll_back(run_dir: Path, iteration: int, step: int) -> None:
+def roll_back(home: Home, iteration: int, step: int) -> None:
     """The run goes on from a checkpoint in `iteration`, after `step`: what lay behind it never was.
 
     A snapshot comes after a checkpoint of its own step, so this finds nothing unless a checkpoint was damaged.
     """
-    for point in snapshots(run_dir):
+    for point in snapshots(home.folder):
         if point.step > step:
-            shutil.rmtree(weights_folder(run_dir, point), ignore_errors=True)
-    for point in evaluated_points(run_dir):
+            home.discard(weights_folder(home.folder, point))
+    for point in evaluated_points(home.folder):
         if point.step > step or point.iteration > iteration:
-            result_file(run_dir, point).unlink(missing_ok=True)
+            home.discard(result_file(home.folder, point))
 
 
-def drop_policies(run_dir: Path, iteration: int, keep: int, best: Point | None) -> None:
+def drop_policies(home: Home, iteration: int, keep: int, best: Point | None) -> None:
     """Drop what neither a resumed run nor its end needs, when the behaviour policy of `iteration` is written.
 
     Kept are the policies of iterations that the newest `keep` checkpoints go on from (an iteration ends with one at
     least), snapshots that wait for their evaluation, and the best policy so far.
     """
-    evaluated = evaluated_points(run_dir)
+    evaluated = evaluated_points(home.folder)
     old = [Point(number) for number in range(1, iteration + 1 - keep)]
-    for point in [*old, *(snapshot for snapshot in snapshots(run_dir) if snapshot in evaluated)]:
-        if point != best:
-            shutil.rmtree(weights_folder(run_dir, point), ignore_errors=True)
+    for point in [*old, *(snapshot for snapshot in snapshots(home.folder) if snapshot in evaluated)]:
+        folder = weights_folder(home.folder, point)
+        if point != best and folder.exists():
+            home.discard(folder)

@@ -6,28 +6,34 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.compute_type import settled
 from larpo.config import Config, Run
 from larpo.errors import ConfigError, DataError
+from larpo.home import Home, home_of, working_folder
+from larpo.home_sessions import begin, check_new, new_folder, open_run
 from larpo.knobs import Section
 from larpo.placement_checks import STAGE_1
 from larpo.policy import PreparedPolicy, empty_policy, open_policy, prepare_policy
 from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
+from larpo.reward_training_config import RewardTraining
 from larpo.rewards import check_reward
 from larpo.safety_checks import code_notes
+from larpo.storage import is_uri, joined, parted
 from larpo.types import Prompt, stable_hash
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"  # fingerprints of what a run was begun with
 CHANGEABLE = ("training.workers:", "training.min_workers:", "training.resize_s:")  # when a run is resumed
+Root = TypeVar("Root", Config, RewardTraining)
 _JOB_FILES = "working_dir_files"  # the folder in which Ray unpacks the working directories of submitted jobs
 
 
@@ -69,6 +75,11 @@ class PreparedRun:
         return {"policy": self.policy.fingerprint, "prompts": prompts}
 
     @property
+    def home(self) -> Home:
+        """Where the run durably lies."""
+        return home_of(self.config, self.folder)
+
+    @property
     def lists(self) -> Path:
         return self.folder / "lists"
 
@@ -89,8 +100,12 @@ def new_run(recipe: str, overrides: Sequence[str]) -> tuple[Config, Path]:
 
 
 def new_folder_of(run: Run, recipe: str) -> Path:
-    """Where a new run of any stage goes; DataError when the folder holds another run, or cannot be made."""
+    """Where a new run of any stage goes; DataError when it holds another run, or cannot be made or reached."""
     name = run.name or f"{recipe_name(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if is_uri(run.output_dir):
+        uri = joined(run.output_dir, name)
+        check_new(uri)
+        return working_folder(uri)
     folder = Path(run.output_dir) / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
@@ -107,22 +122,41 @@ def new_folder_of(run: Run, recipe: str) -> Path:
     return folder.resolve()
 
 
-def resumed_run(folder: Path, overrides: Sequence[str]) -> tuple[Config, Path]:
-    """Configuration and folder of an interrupted run; only how many workers train can change on the way."""
+def resumed_run(location: str | Path, overrides: Sequence[str]) -> tuple[Config, Path]:
+    """Configuration and folder of an interrupted run, by its folder or URI; only how many workers train can change."""
+    before, wanted, folder = resumed(location, overrides, load_config, CHANGEABLE)
+    workers, now = before.training.workers, wanted.training
+    if now.zero_stage == 1 and now.workers != workers:
+        raise ConfigError(f"training.workers = {now.workers}, where {workers} trained: {STAGE_1}")
+    return wanted, folder
+
+
+def resumed(
+    location: str | Path, overrides: Sequence[str], load: Callable[..., Root], changeable: tuple[str, ...] = ()
+) -> tuple[Root, Root, Path]:
+    """Configuration as the run has it and as it goes on, and its folder, for the recipes that `load` reads.
+
+    What lies at a URI is pulled as far as it is needed to go on.
+    """
+    folder = open_run(str(location)) if is_uri(location) else Path(location)
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise DataError(f"{folder} is not a run folder: it has no {CONFIG_FILE}; give the folder that a run printed")
-    config = load_config(str(file))
-    wanted = load_config(str(file), overrides)
-    changed = [change for change in changed_knobs(config, wanted) if not change.startswith(CHANGEABLE)]
+    before, wanted = load(str(file)), load(str(file), overrides)
+    changed = [change for change in changed_knobs(before, wanted) if not change.startswith(changeable or "\0")]
     if changed:
         raise ConfigError(
             f"a resumed run keeps its knobs; these differ: {'; '.join(changed)}. Leave them out, or start a new run"
         )
-    before, now = config.training, wanted.training
-    if now.zero_stage == 1 and now.workers != before.workers:
-        raise ConfigError(f"training.workers = {now.workers}, where {before.workers} trained: {STAGE_1}")
-    return wanted, folder.resolve()
+    return before, _found_at(wanted, location, folder.resolve()), folder.resolve()
+
+
+def _found_at(config: Root, location: str | Path, folder: Path) -> Root:
+    """A run that was moved goes on where it lies now, from a folder to a URI or back."""
+    output = parted(str(location))[0] if is_uri(location) else str(folder.parent)
+    if not is_uri(location) and not is_uri(config.run.output_dir):
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"output_dir": output})})
 
 
 def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
@@ -217,11 +251,13 @@ def _check_heldout(config: Config, heldout: int, too_long: int) -> None:
 
 
 def create_folder(run: PreparedRun) -> None:
-    """Make the run folder and write the resolved configuration into it, first of all files."""
+    """Make the run folder and write the resolved configuration into it, and to the run's home, first of all files."""
     if run.resumed:
         check_inputs(run.folder / INPUTS_FILE, run.fingerprints())
-        return
-    write_inputs(run.folder, run.config, run.fingerprints(), (run.lists.name, run.checkpoints.name))
+    else:
+        new_folder(run.home)
+        write_inputs(run.folder, run.config, run.fingerprints(), (run.lists.name, run.checkpoints.name))
+    begin(run.home)
 
 
 def write_inputs(folder: Path, config: Section, inputs: Mapping[str, str], folders: Sequence[str]) -> None:

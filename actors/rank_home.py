@@ -23,6 +23,7 @@ from actors.checkpoints import (
     outdated,
     prune,
 )
+from actors.resharding import is_for_others
 from larpo.home import CHECKPOINTS, MANIFEST, STATE, Home
 from larpo.home_sessions import fence, join
 
@@ -36,6 +37,7 @@ class RankHome:
         self.home, self._rank, self._gather = home, rank, gather
         self.acts = rank == 0
         if home.elsewhere:
+            self._ranks = len(gather(None))
             seat = (socket.gethostname(), str(home.folder))
             self.acts = gather(seat).index(seat) == rank
             if self.acts:
@@ -82,7 +84,7 @@ class RankHome:
                 self.home.pull(folder / MANIFEST)
             self.home.drop_unknown(self.home.storage.sizes(CHECKPOINTS))
 
-    def newest(self) -> Found | None:
+    def newest_checkpoint(self) -> Found | None:
         """The newest whole checkpoint, this rank's part of it on this node; the ranks agree on which that is."""
         if not self.home.elsewhere:
             return newest_checkpoint(self.checkpoints)
@@ -92,7 +94,11 @@ class RankHome:
         return newest_checkpoint(self.checkpoints, self._problem)
 
     def _problem(self, folder: Path) -> str | None:
-        problem = damage(folder, self._pulled, self._is_mine)
+        try:
+            all_of_it = is_for_others(folder, self._ranks)
+        except (ValueError, KeyError):
+            all_of_it = False  # `damage` tells why the manifest cannot be read
+        problem = damage(folder, self._pulled, lambda name: self.acts if all_of_it else self._is_mine(name))
         return next((found for found in self._gather(problem) if found is not None), None)
 
     def _pulled(self, folder: Path, name: str, recorded: str) -> str | None:

@@ -14,14 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from larpo.errors import CheckpointError
+from larpo.home import MANIFEST, manifest_files
 
 TAG = "engine"  # the folder within a checkpoint that DeepSpeed writes
 
 
 def is_for_others(checkpoint: Path, ranks: int) -> bool:
     """Whether a checkpoint holds pieces of another number of ranks. `checkpoint` has been found whole."""
-    pieces = len(list((checkpoint / TAG).glob("*_optim_states.pt")))
-    return pieces not in (0, ranks)
+    manifest = checkpoint / MANIFEST  # names those too that lie on other nodes
+    names = manifest_files(checkpoint) if manifest.is_file() else [path.name for path in (checkpoint / TAG).glob("*")]
+    return sum(name.endswith("_optim_states.pt") for name in names) not in (0, ranks)
 
 
 def reshard(checkpoint: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from actors.weights import published_tensors, read_beside
 from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary
+from larpo.home import Home
 from larpo.list_evaluation import format_list_table
 from larpo.lora import save_adapter
 from larpo.model_card import model_card
@@ -36,7 +37,7 @@ def write_model(run: PreparedRun, metrics: dict[str, float], taken: Point | None
 
     `chosen` tells the model card why it is not the last policy.
     """
-    weights = weights_folder(run.folder, taken or Point(run.config.training.iterations))
+    weights = run.home.pull_published(weights_folder(run.folder, taken or Point(run.config.training.iterations)))
     destination = run.folder / "model"
     base, notes = run.config.policy.model, run.policy.notes
     card = model_card(run.config, metrics, base, name=run.name, notes=notes, chosen=chosen)
@@ -78,10 +79,15 @@ def results_table(done: Record) -> str:
     return "\n\n".join(lines)
 
 
-def finished(folder: Path) -> Results | None:
-    """The results of a run that is over, as its folder tells them; None when something is left to do."""
+def finished(folder: Path, home: Home | None = None) -> Results | None:
+    """The results of a run that is over, as its folder tells them; None when something is left to do.
+
+    The model may lie at the run's home alone.
+    """
     done = read_run_log(folder / "metrics.jsonl").done
-    if done is None or not (folder / "model").is_dir():
+    if done is None:
+        return None
+    if not (folder / "model").is_dir() and not (home and home.elsewhere and home.storage.sizes("model")):
         return None
     metrics = {name: value for name, value in done.items() if "/" in name}
     return Results(folder, metrics, results_table(done))

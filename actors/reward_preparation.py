@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.preparation import CONFIG_FILE, INPUTS_FILE, check_inputs, new_folder_of, write_inputs
+from actors.preparation import INPUTS_FILE, check_inputs, new_folder_of, resumed, write_inputs
 from larpo.conversations import encode_conversation, longest_conversation
-from larpo.errors import ConfigError, DataError
+from larpo.errors import DataError
+from larpo.home import Home, home_of
+from larpo.home_sessions import begin, new_folder
 from larpo.model_folder import fingerprint
-from larpo.recipe import changed_knobs
 from larpo.reward_data import LabelledSets, labelled_sets, reward_preferences
 from larpo.reward_model import check_adapters, find_base
 from larpo.reward_step import planned_batches
@@ -36,6 +37,11 @@ class PreparedRewardRun:
         return self.folder.name
 
     @property
+    def home(self) -> Home:
+        """Where the run durably lies."""
+        return home_of(self.config, self.folder)
+
+    @property
     def steps(self) -> int:
         training = self.config.training
         ids = [item.prompt_id for item in self.sets.train]
@@ -48,18 +54,10 @@ def new_reward_run(recipe: str, overrides: Sequence[str]) -> tuple[RewardTrainin
     return config, new_folder_of(config.run, recipe)
 
 
-def resumed_reward_run(folder: Path, overrides: Sequence[str]) -> tuple[RewardTraining, Path]:
-    """Configuration and folder of an interrupted run; knobs cannot change on the way."""
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise DataError(f"{folder} is not a run folder: it has no {CONFIG_FILE}; give the folder that a run printed")
-    config = load_reward_training(str(file))
-    changed = changed_knobs(config, load_reward_training(str(file), overrides))
-    if changed:
-        raise ConfigError(
-            f"a resumed run keeps its knobs; these differ: {'; '.join(changed)}. Leave them out, or start a new run"
-        )
-    return config, folder.resolve()
+def resumed_reward_run(location: str | Path, overrides: Sequence[str]) -> tuple[RewardTraining, Path]:
+    """Configuration and folder of an interrupted run, by its folder or URI; knobs cannot change on the way."""
+    _, wanted, folder = resumed(location, overrides, load_reward_training)
+    return wanted, folder
 
 
 def prepare_reward_run(config: RewardTraining, folder: Path, *, resumed: bool) -> PreparedRewardRun:
@@ -102,7 +100,9 @@ def create_reward_folder(run: PreparedRewardRun) -> None:
     if run.resumed:
         check_inputs(run.folder / INPUTS_FILE, inputs)
     else:
+        new_folder(run.home)
         write_inputs(run.folder, run.config, inputs, ("checkpoints", "evaluation"))
+    begin(run.home)
 
 
 def _reach(config: RewardTraining, base: Path) -> tuple[Any, int]:

@@ -13,12 +13,14 @@ from typing import Any
 
 from actors import placement
 from actors.console_page import clock_text
+from actors.keeping import kept
 from actors.preparation import locked
 from actors.reward_preparation import PreparedRewardRun, create_reward_folder
 from actors.reward_trainer import AFTER, BEFORE, RewardSpec
 from actors.telemetry import Telemetry
 from actors.weights import published_tensors, read_beside
 from larpo.errors import LarpoError, PhaseTimeout, TrainingError
+from larpo.home import files_below
 from larpo.lora import save_adapter
 from larpo.model_folder import save_model_folder
 from larpo.reward_card import reward_card
@@ -57,22 +59,32 @@ def train_on_ray(run: PreparedRewardRun, dashboard: str = "") -> RewardResults:
     lines = config.telemetry.model_copy(update={"console": "off" if config.telemetry.console == "off" else "plain"})
     with (
         locked(run.folder),
+        kept(run.home),
         Telemetry(config.model_copy(update={"telemetry": lines}), run.folder, resume=run.resumed) as telemetry,
     ):
         for note in (*run.sets.notes, *([f"Ray dashboard: http://{dashboard}"] if dashboard else [])):
             telemetry.say(note)
         desk = placement.place_desk({"train": run.sets.train, "heldout": run.sets.heldout})
         spec = RewardSpec(config, str(run.folder), desk)
-        if not (spec.untrained / "config.json").is_file():
-            write_untrained(run.base, spec.untrained, config.base, seed=config.run.seed)
+        _make_untrained(run, spec)
         try:
             Watch(run, spec, telemetry).to_the_end()
         finally:
             placement.kill(desk)
         results = _results(run, spec)
         telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()})
-    write_reward_report(run.folder, config, run.sets.heldout, _measured(spec, BEFORE), _measured(spec, AFTER))
+        write_reward_report(run.folder, config, run.sets.heldout, _measured(spec, BEFORE), _measured(spec, AFTER))
     return results
+
+
+def _make_untrained(run: PreparedRewardRun, spec: RewardSpec) -> None:
+    """What the ranks begin with, here and at the run's home; its config comes last."""
+    config = spec.untrained / "config.json"
+    run.home.pull_below(run.home.name(spec.untrained))
+    if not config.is_file():
+        write_untrained(run.base, spec.untrained, run.config.base, seed=run.config.run.seed)
+    run.home.push(*(path for path in files_below(spec.untrained) if path != config))
+    run.home.push(config)
 
 
 class Watch:
@@ -151,6 +163,7 @@ def _results(run: PreparedRewardRun, spec: RewardSpec) -> RewardResults:
     before, after = _measured(spec, BEFORE), _measured(spec, AFTER)
     metrics = heldout_metrics(run.sets.heldout, before, after, resamples=config.bootstrap, seed=config.run.seed)
     card = reward_card(config, metrics, name=run.name, notes=run.sets.notes)
+    run.home.pull_published(spec.weights)
     save_model_folder(run.folder / "model", spec.untrained, published_tensors(spec.weights), card)
     card = reward_card(config, metrics, name=run.name, notes=run.sets.notes, adapter_only=True)
     save_adapter(run.folder / "adapter", read_beside(spec.weights), card)
@@ -159,6 +172,8 @@ def _results(run: PreparedRewardRun, spec: RewardSpec) -> RewardResults:
 
 def _measured(spec: RewardSpec, label: str) -> dict[str, list[float]]:
     try:
+        if spec.home.elsewhere:  # a rank on another node may have written it
+            spec.home.pull(spec.measured(label))
         return json.loads(spec.measured(label).read_text())
     except (OSError, ValueError) as error:
         raise LarpoError(f"{spec.measured(label)} cannot be read ({error}); remove it and resume the run") from error

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actors.rank_home import RankHome
 from larpo.conversations import Conversation
+from larpo.home import Home, home_of
 from larpo.reward_data import LabelledList
 from larpo.reward_step import StepSums, list_rewards, passes_of, planned_batches, step_lists, step_metrics
 from larpo.reward_training_config import RewardTraining
@@ -30,8 +32,12 @@ class RewardSpec:
     """What every rank is given; small, picklable."""
 
     config: RewardTraining
-    run_dir: str
+    run_dir: str  # on the driver's node, until a rank puts its own in the place
     desk: Any  # handle to the TrainingDesk actor
+
+    @property
+    def home(self) -> Home:
+        return home_of(self.config, Path(self.run_dir))
 
     @property
     def checkpoints(self) -> Path:
@@ -66,15 +72,18 @@ def reward_loop(settings: dict[str, Any]) -> None:
 class RewardRank:
     """One rank: its share of the model, and the place in the planned steps."""
 
-    def __init__(self, spec: RewardSpec) -> None:
+    def __init__(self, given: RewardSpec) -> None:
         import ray.train
 
-        from actors.zero_engine import ZeroEngine, place_worker
+        from actors.zero_engine import ZeroEngine, gather, place_worker
         from larpo.reward_model import load_trainable
 
         context = ray.train.get_context()
-        self._spec, self._config, self._training = spec, spec.config, spec.config.training
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
+        self._home = RankHome(given.home.on_this_node(), self._rank, gather)
+        spec = self._spec = replace(given, run_dir=str(self._home.home.folder))
+        self._config, self._training = spec.config, spec.config.training
+        self._home.fetch_below(self._home.home.name(spec.untrained), "evaluation")
         device = place_worker(self._training.threads)
         torch.manual_seed(spec.config.run.seed)
         self._open_tokenizer()
@@ -110,6 +119,7 @@ class RewardRank:
                 self._checkpoint()
         self._measure(AFTER)
         self._engine.write(self._spec.weights, bucket_mib=_BUCKET_MIB, rank=self._rank, base=base_id(self._config.base))
+        self._home.publish(self._spec.weights)
 
     def _take_step(self) -> None:
         from larpo.schedule import learning_rate
@@ -176,6 +186,7 @@ class RewardRank:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_durably(target.with_suffix(".partial"), json.dumps(by_prompt).encode())
             target.with_suffix(".partial").rename(target)
+            self._home.home.push(target)
             self._report({"event": "measured", "label": label})
         self._engine.barrier()
 
@@ -199,21 +210,16 @@ class RewardRank:
 
     def _checkpoint(self) -> None:
         """Written by every rank, committed by rank 0; the newest few are kept."""
-        from actors.checkpoints import TrainerState, checkpoint_folder, commit_checkpoint, prune
+        from actors.checkpoints import TrainerState, checkpoint_folder
         from actors.work import Journal
 
-        folder = checkpoint_folder(self._spec.checkpoints, self._step)
+        folder = checkpoint_folder(self._home.checkpoints, self._step)
         self._engine.save(folder)
-        self._engine.barrier()
-        if self._rank == 0:
-            commit_checkpoint(folder, TrainerState(self._step, 0, 0, Journal(position=self._step)))
-            prune(self._spec.checkpoints, self._config.checkpoints.keep)
-        self._engine.barrier()
+        state = TrainerState(self._step, 0, 0, Journal(position=self._step))
+        self._home.commit(folder, state, self._config.checkpoints.keep)
 
     def _restore(self) -> None:
-        from actors.checkpoints import newest_checkpoint
-
-        found = newest_checkpoint(self._spec.checkpoints)
+        found = self._home.newest_checkpoint()
         if found is not None:
             folder, state, damaged = found
             self._engine.load(folder)

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from actors import placement
 from actors.cast import TrainingCast
+from actors.keeping import kept
 from actors.monitor import Monitor
 from actors.preparation import PreparedRun, create_folder, locked
 from actors.progress import WRITING, Progress
 from actors.results import Results
 from actors.telemetry import Telemetry
 from larpo.errors import LarpoError
+from larpo.home_sessions import push_rest
 from larpo.report import write_report
 
 Run = TypeVar("Run", bound=PreparedRun)
@@ -40,12 +42,17 @@ async def conduct(
     found; it runs in a thread, when the work has ended well.
     """
     create_folder(run)
-    with locked(run.folder), Telemetry(run.config, run.folder, resume=run.resumed) as telemetry:
+    with (
+        locked(run.folder),
+        kept(run.home),
+        Telemetry(run.config, run.folder, resume=run.resumed) as telemetry,
+    ):
         progress = Progress(run.config, telemetry)
         for note in run.notes:
             progress.say(note)
         progress.log("prompts", run.prompt_counts())
         begin(run, progress)
+        push_rest(run.home)
         cast = place(run, progress.failed)
         reason, stopped = "the run is over", False
         try:
@@ -66,7 +73,7 @@ async def conduct(
                 progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
         progress.flush()
         telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()}, **results.fields)
-    await asyncio.to_thread(write_report, run.folder)
+        await asyncio.to_thread(write_report, run.folder)
     return results
 
 

@@ -23,12 +23,15 @@ from typing import Any
 
 from actors.list_queue import ListQueue
 from actors.memo import Memo
+from actors.policies import roll_back
 from actors.titles import show_title
 from actors.vitals import vitals
 from actors.waits import Waits
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
+from larpo.home import home_of
+from larpo.home_sessions import fence
 from larpo.packing import deal
 from larpo.records import next_part_number, write_part
 from larpo.types import CandidateList
@@ -39,6 +42,8 @@ class ListStream:
 
     def __init__(self, config: Config, lists_folder: str, memo: Memo | None = None) -> None:
         self._config, self._folder = config, Path(lists_folder)
+        self._home = home_of(config, self._folder.parent)
+        self._check_ours = fence(self._home)
         self._queue = ListQueue(config, self._folder)
         self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
         self._changed = asyncio.Condition()
@@ -84,9 +89,10 @@ class ListStream:
             self._memo.write(known)
 
     def _go_on(self, known: Mapping[str, Any]) -> None:
-        """What the process before this one knew, where there was one."""
+        """What the process before this one knew, where there was one; a list that it wrote may not be at the home."""
         if not known:
             return
+        self._home.push_below(self._folder.name)
         self._opened, self._closed, self._ended = known["opened"], known["closed"], known["ended"]
         self._trained = known["trained"]
         if self._opened >= 0:
@@ -96,20 +102,12 @@ class ListStream:
             self._queue.end()
 
     async def offer(self, lists: Sequence[CandidateList]) -> None:
-        """Write the lists to disk, then wait until there is room for those that carry a signal."""
+        """Write the lists to disk, and to the run's home; then wait for room for those that carry a signal."""
         lists = [item for item in lists if item.prompt.id not in self._recorded]  # else a call that Ray repeats
         if not lists:
             return
-        iteration = lists[0].iteration
         self._recorded |= {item.prompt.id for item in lists}
-        part = next_part_number(self._folder, iteration)
-        try:
-            await asyncio.to_thread(write_part, self._folder, lists, iteration, part)
-        except OSError as error:
-            raise TrainingError(
-                f"could not write {len(lists)} lists to {self._folder}: {error}; those before are whole."
-                " Free disk space, then resume"
-            ) from error
+        await asyncio.to_thread(self._keep, lists)
         trainable = self._queue.trainable(lists)
         with self._waits.of("producer"):
             async with self._changed:
@@ -119,6 +117,18 @@ class ListStream:
                     await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
                 self._queue.append(trainable)
                 self._progress()
+
+    def _keep(self, lists: Sequence[CandidateList]) -> None:
+        self._check_ours()
+        iteration = lists[0].iteration
+        try:
+            part = write_part(self._folder, lists, iteration, next_part_number(self._folder, iteration))
+        except OSError as error:
+            raise TrainingError(
+                f"could not write {len(lists)} lists to {self._folder}: {error}; those before are whole."
+                " Free disk space, then resume"
+            ) from error
+        self._home.push(part)
 
     def _has_room(self, arriving: int) -> bool:
         """The bound holds, or the trainer has too little for a step: then both would wait for each other."""
@@ -192,9 +202,15 @@ class ListStream:
 
     # The trainer's side.
 
-    async def restore(self, journal: Journal) -> None:
-        """Roll back (or start) at the journal: lists on disk that it has not consumed are offered again."""
+    async def restore(self, journal: Journal, step: int | None = None) -> None:
+        """Roll back (or start) at the journal: lists on disk that it has not consumed are offered again.
+
+        `step` is the optimizer step that a rank on another node has gone back to: it cannot roll back this node's
+        policies and results.
+        """
         self._heard = time.monotonic()
+        if step is not None and self._home.elsewhere:
+            await asyncio.to_thread(roll_back, self._home, journal.iteration, step)
         async with self._changed:
             self._works.clear()
             self._queue.restore(journal)
@@ -263,11 +279,14 @@ class ListStream:
 
     async def trained(self, iteration: int) -> None:
         """The trainer has published and checkpointed the end of `iteration`."""
-        await asyncio.to_thread(write_references, self._folder.parent, dict(self._queue.references))
+        await asyncio.to_thread(self._keep_references, dict(self._queue.references))
         async with self._changed:
             self._trained = iteration
             self._remember()
             self._changed.notify_all()
+
+    def _keep_references(self, references: Mapping[str, tuple[float, str]]) -> None:
+        self._home.push(write_references(self._home.folder, references))
 
     async def _wait(self, ready: Callable[[], bool], what: str) -> None:
         """Until `ready`, as long as something moves within `timeouts.stream_idle_s`, or the trainer is at work.

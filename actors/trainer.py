@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
+from actors.rank_home import RankHome
 from actors.titles import show_title
 from actors.vitals import vitals
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work
 from larpo.best_policy import Point
 from larpo.config import Config
+from larpo.home import Home, home_of
 from larpo.policy import PreparedPolicy, folder_on_this_node
 
 
@@ -28,10 +30,14 @@ class TrainSpec:
 
     config: Config
     policy: PreparedPolicy
-    run_dir: str
+    run_dir: str  # on the driver's node
     stream: Any  # handle to the ListStream actor
     store: Any  # handle to the WeightStore actor
     turns: Any = None  # handle to the Turns actor, where sampler and trainer share a GPU by turns
+
+    @property
+    def home(self) -> Home:
+        return home_of(self.config, Path(self.run_dir))
 
     @property
     def checkpoints(self) -> Path:
@@ -61,6 +67,7 @@ class Rank:
         from actors.given_evaluation import HeldoutLists
         from actors.trainer_engine import TrainerEngine
         from actors.turns import Visits
+        from actors.zero_engine import gather
 
         context = ray.train.get_context()
         self._spec, self._config = spec, spec.config
@@ -74,10 +81,12 @@ class Rank:
         started, self._doing = time.time(), "starts"
         show_title(self.doing)
         self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
+        self._home = RankHome(spec.home.on_this_node(), self._rank, gather)
+        self._run_dir = self._home.home.folder
         self._restore()
         self._load_reference()
         self._span("start", started)
-        self._heldout = HeldoutLists(spec.config, Path(spec.run_dir), self._rank, self._ranks)
+        self._heldout = HeldoutLists(spec.config, self._home, self._rank, self._ranks)
         self._heldout.forget_after(self._journal.iteration)
         if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
             self._judge()
@@ -149,13 +158,20 @@ class Rank:
         """
         if not self._is_evaluated() or self._since_publish == 0:  # an iteration's end is evaluated by itself
             return
-        run_dir, point = Path(self._spec.run_dir), Point(iteration, self._step)
-        known = is_written(run_dir, point) or result_file(run_dir, point).exists()  # before a restart
+        point = Point(iteration, self._step)
+        known = is_written(self._run_dir, point) or result_file(self._run_dir, point).exists()  # before a restart
         if self._engine.maximum([int(known)])[0]:
             return
         started = time.time()
-        self._engine.write_policy(weights_folder(run_dir, point), self._next_version())
+        folder = weights_folder(self._run_dir, point)
+        self._write_policy(folder, self._next_version())
+        if self._home.home.elsewhere and self._rank == 0:
+            self._call(self._spec.store.fetch_folder, self._home.home.name(folder))
         self._span("publish", started)
+
+    def _write_policy(self, folder: Path, version: int) -> None:
+        self._engine.write_policy(folder, version)
+        self._home.publish(folder)
 
     def _report(self, work: StepWork, metrics: dict[str, float], references: dict) -> None:
         """Every rank hands over the references it computed; rank 0 speaks for the step."""
@@ -190,8 +206,8 @@ class Rank:
         started = time.time()
         self._journal = work.journal
         version = self._next_version()
-        folder = policy_folder(Path(self._spec.run_dir), work.iteration + 1)
-        self._engine.write_policy(folder, version)
+        folder = policy_folder(self._run_dir, work.iteration + 1)
+        self._write_policy(folder, version)
         self._version, self._since_publish = version, 0
         self._span("publish", started)
         self._checkpoint(work.position + 1)
@@ -220,31 +236,25 @@ class Rank:
         if self._rank == 0:
             version = published_version(folder)
             if self._call(self._spec.store.newest) < version:
-                self._call(self._spec.store.publish_folder, version, str(folder))
+                self._call(self._spec.store.publish_folder, version, self._home.home.name(folder))
         self._engine.barrier()
 
     def _checkpoint(self, position: int) -> None:
         """Written by every rank, committed by rank 0; the newest few are kept."""
-        from actors.checkpoints import TrainerState, checkpoint_folder, commit_checkpoint, prune
+        from actors.checkpoints import TrainerState, checkpoint_folder
 
         started = time.time()
-        root = self._spec.checkpoints
-        folder = checkpoint_folder(root, position)
+        folder = checkpoint_folder(self._home.checkpoints, position)
         self._engine.save(folder)
-        self._engine.barrier()
-        if self._rank == 0:
-            journal = replace(self._journal, position=position)
-            commit_checkpoint(folder, TrainerState(self._step, self._version, self._since_publish, journal))
-            prune(root, self._config.checkpoints.keep)
-        self._engine.barrier()
+        journal = replace(self._journal, position=position)
+        state = TrainerState(self._step, self._version, self._since_publish, journal)
+        self._home.commit(folder, state, self._config.checkpoints.keep)
         self._saved = position
         self._span("checkpoint", started)
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint; the stream is rolled back to it."""
-        from actors.checkpoints import newest_checkpoint
-
-        found = newest_checkpoint(self._spec.checkpoints)
+        found = self._home.newest_checkpoint()
         notes = []
         if found is not None:
             folder, state, damaged = found
@@ -254,13 +264,13 @@ class Rank:
             self._position = self._saved = state.journal.position
             notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
             if self._journal.iteration > 0:
-                self._publish(policy_folder(Path(self._spec.run_dir), self._journal.iteration))
+                self._publish(policy_folder(self._run_dir, self._journal.iteration))
         if self._ranks < self._config.training.workers:
             notes.append(f"the trainer goes on with {self._ranks} of {self._config.training.workers} workers")
         self._engine.barrier()
         if self._rank == 0:
-            roll_back(Path(self._spec.run_dir), self._journal.iteration, self._step)
-            self._call(self._spec.stream.restore, self._journal)
+            roll_back(self._home.home, self._journal.iteration, self._step)
+            self._call(self._spec.stream.restore, self._journal, self._step)
             self._send({}, alarms=notes)
         self._engine.barrier()
 
@@ -271,14 +281,14 @@ class Rank:
         iteration = self._journal.iteration
         weights, name = None, self._spec.policy.fingerprint
         if self._config.objective.reference == "iteration" and iteration > 0:
-            weights = policy_folder(Path(self._spec.run_dir), iteration)
+            weights = self._home.fetch_policy(policy_folder(self._run_dir, iteration))
             name = f"{name}@{published_version(weights)}"
         self._reference_name = name
         self._engine.load_reference(weights)
 
     def _next_version(self) -> int:
         """A number that no publication has had; the ranks agree on it before one of them writes a folder."""
-        written = highest_version(Path(self._spec.run_dir))  # before the store: what is dropped was lent before
+        written = highest_version(self._run_dir)  # before the store: what is dropped was lent before
         return 1 + self._engine.maximum([max(self._version, written, self._call(self._spec.store.highest))])[0]
 
     def _span(self, kind: str, started: float) -> None:

@@ -24,6 +24,8 @@ from larpo.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from larpo.home import Home
+
 
 MANIFEST = "manifest.json"  # of a published folder, written last
 
@@ -46,8 +48,8 @@ class WeightStore:
     the memo tells from which folders the new process takes the same versions.
     """
 
-    def __init__(self, keep: int = 2, memo: Memo | None = None) -> None:
-        self._keep = keep
+    def __init__(self, memo: Memo | None = None, home: Home | None = None, keep: int = 2) -> None:
+        self._keep, self._home = keep, home
         self._versions: dict[int, tuple[Bucket, ...]] = {}
         self._lent: dict[int, tuple[Bucket, ...]] = {}
         self._highest = 0
@@ -72,7 +74,7 @@ class WeightStore:
         """
         held = {int(version): folder for version, folder in known.get("folders", {}).items()}
         newest = max(held.keys() - set(known.get("lent", ())), default=None)
-        there = {version: folder for version, folder in sorted(held.items()) if (Path(folder) / MANIFEST).exists()}
+        there = {v: folder for v, folder in sorted(held.items()) if (self._here(folder) / MANIFEST).exists()}
         if newest is not None:
             there[newest] = held[newest]
         for version, folder in there.items():
@@ -115,19 +117,26 @@ class WeightStore:
         """Publish the buckets that `PublishedFolder` wrote, after their checksums; once, however often it is asked."""
         if version in self._versions and self._folders.get(version) == folder:
             return
-        self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(Path(folder))))
+        self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(self.fetch_folder(folder))))
         self._folders[version] = folder
         self._remember()
 
     def lend_folder(self, version: int, folder: str) -> None:
         """Hold the policy of a folder for evaluation, in the place of the one lent before."""
-        self._lent = {version: tuple(self.put_bucket(data) for data in read_buckets(Path(folder)))}
+        self._lent = {version: tuple(self.put_bucket(data) for data in read_buckets(self.fetch_folder(folder)))}
         self._highest = max(self._highest, version)
         self._folders[version] = folder
         self._remember()
 
     def vitals(self) -> Vitals:
         return vitals()
+
+    def fetch_folder(self, folder: str) -> Path:
+        """Where a published folder lies on this node; what another node has written comes from the run's home."""
+        return self._here(folder) if self._home is None else self._home.pull_published(folder)
+
+    def _here(self, folder: str) -> Path:
+        return Path(folder) if self._home is None else self._home.folder / folder
 
     def highest(self) -> int:
         """The highest version that was ever published or lent here."""

@@ -95,9 +95,10 @@ def read_references(run_dir: Path) -> dict[str, tuple[float, str]]:
     return {key: tuple(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
-def write_references(run_dir: Path, references: Mapping[str, tuple[float, str]]) -> None:
-    """Replace them, whole or not at all."""
+def write_references(run_dir: Path, references: Mapping[str, tuple[float, str]]) -> Path:
+    """Replace them, whole or not at all; returns the file."""
     file = _references_file(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_durably(file.with_suffix(".partial"), json.dumps(references).encode())
     file.with_suffix(".partial").rename(file)
+    return file

@@ -104,6 +104,7 @@ class ZeroEngine:
     def save(self, folder: Path) -> None:
         """Every rank writes its part of the optimizer and model state; with adapters, no frozen weight."""
         try:
+            (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it where rank 0 is
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(unwritten(folder, error)) from error
@@ -175,6 +176,13 @@ class ZeroEngine:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def gather(value: Any) -> list[Any]:
+    """What every rank of the group passed, by rank; small, picklable."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def place_worker(threads: int, memory_share: float = 1.0) -> torch.device:

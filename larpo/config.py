@@ -19,7 +19,7 @@ BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_me
 
 class Run(Section):
     name: str | None = None  # name of the run folder; the recipe's name and the time when not given
-    output_dir: str = "runs"  # where run folders are made
+    output_dir: str = "runs"  # where run folders are made: a folder, or a URI such as s3://BUCKET/PREFIX
     seed: Seed = 0  # seeds prompt order, ties, later epochs and the trainer
 
 

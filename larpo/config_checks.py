@@ -15,6 +15,7 @@ from larpo.placement_checks import placement_problems, range_problems
 from larpo.preference_checks import largest_list, preference_problems
 from larpo.prompt_sets import BUNDLED_SETS
 from larpo.reward_checks import reward_problems
+from larpo.storage import check_location, is_uri
 
 
 def check_config(config: Config) -> None:
@@ -63,14 +64,20 @@ def _run(config: Config) -> list[str]:
 
 
 def run_problems(run: Run) -> list[str]:
-    """What is wrong with a run's name, in any recipe."""
-    name = run.name
-    if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & set("/\\\0\n")):
-        return []
-    return [
+    """What is wrong with a run's name and place, in any recipe."""
+    name, problems = run.name, []
+    try:
+        check_location(run.output_dir)
+    except ConfigError as error:
+        problems.append(f"run.output_dir = {error}")
+    marks = set("/\\\0\n") | (set("?#%") if is_uri(run.output_dir) else set())
+    if name is None or (name and name == name.strip() and not name.startswith(".") and not set(name) & marks):
+        return problems
+    problems.append(
         f"run.name = {name!r}: must be a plain folder name, without slashes, a leading dot or spaces around it; "
         "folders above it go into run.output_dir"
-    ]
+    )
+    return problems
 
 
 def _lora(config: Config) -> list[str]:

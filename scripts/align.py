@@ -39,21 +39,22 @@ async def _align(run: Any) -> Any:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share",
-        metavar="RUN_DIR",
-        type=Path,
+        metavar="RUN",
         help="take the first lists and the base evaluation from a run with the same policy, prompts and reward",
     )
 
 
 def _apply_options(run: Any, options: argparse.Namespace) -> Any:
     from actors.sharing import what_fits
+    from larpo.home_sessions import read_run
 
     if options.share is None:
         return run
     if run.resumed:
         raise ConfigError("--share: a resumed run has its own lists; leave it out, or start a new run")
-    what_fits(run, options.share)
-    return replace(run, shares=options.share)
+    source = read_run(options.share)
+    what_fits(run, source)
+    return replace(run, shares=source)
 
 
 COMMAND = Command(

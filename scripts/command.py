@@ -7,7 +7,6 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larpo.config import Config
@@ -16,6 +15,7 @@ from larpo.masking import redact
 
 if TYPE_CHECKING:
     from actors.results import Results
+    from larpo.home import Home
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def make_parser(command: Command) -> argparse.ArgumentParser:
     result.add_argument("recipe", nargs="?", help="bundled recipe or path to a YAML file")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe's knobs")
     result.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, start nothing")
-    result.add_argument("--resume", metavar="RUN_DIR", type=Path, help="go on with an interrupted run; takes no recipe")
+    result.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run (folder or URI); takes no recipe"
+    )
     command.add_options(result)
     return result
 
@@ -72,17 +74,21 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         overrides = [text for text in (options.recipe, *options.overrides) if text]
         config, folder = resumed_run(options.resume, overrides)
     elif options.recipe is None:
-        raise ConfigError(f"no recipe given; try `{command.example}`, or --resume RUN_DIR")
+        raise ConfigError(f"no recipe given; try `{command.example}`, or --resume RUN")
     else:
         config, folder = new_run(options.recipe, options.overrides)
     command.check(config)
     if options.resume is not None and not options.dry_run:
         from actors.results import finished
+        from larpo.home import home_of
+        from larpo.home_sessions import push_rest
 
-        over = finished(folder)
+        home = home_of(config, folder)
+        over = finished(folder, home)
         if over is not None:
             print("this run is finished: nothing is left to do")
-            return _tell(over)
+            push_rest(home)
+            return _tell(over, home)
     try:
         run = command.prepare(config, folder, resumed=options.resume is not None)
     except HubUnreachable as error:
@@ -98,15 +104,15 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         results = run_to_end(run, command.conductor)
     except BaseException:
         if (run.folder / CONFIG_FILE).is_file():
-            print(f"go on with: python -m scripts.{command.name} --resume {run.folder}", file=sys.stderr)
+            print(f"go on with: python -m scripts.{command.name} --resume {run.home.location}", file=sys.stderr)
         raise
-    return _tell(results)
+    return _tell(results, run.home)
 
 
-def _tell(results: Results) -> int:
+def _tell(results: Results, home: Home) -> int:
     """Print what a run came to, and where it lies."""
-    print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
-    print(f"lists    {results.folder / 'lists'}\nmetrics  {results.folder / 'metrics.jsonl'}")
+    print(f"\n{results.table}\n\nmodel    {home.place('model')}\nreport   {home.place('report.html')}")
+    print(f"lists    {home.place('lists')}\nmetrics  {home.place('metrics.jsonl')}")
     return 0
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from larpo.comparison import RESULT_HEADER, comparison_page, differing_knobs, read_run, results
 from larpo.errors import ConfigError, DataError
 from larpo.evaluation import columns
+from larpo.home_sessions import read_run as pulled
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m scripts.compare", description="Set runs side by side.")
-    result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as runs/NAME")
+    result.add_argument("runs", nargs="+", metavar="RUN", help="run folders or URIs, such as runs/NAME")
     result.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page with the curves, too")
     return result
 
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        runs = [read_run(folder) for folder in options.runs]
+        runs = [read_run(pulled(run)) for run in options.runs]
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from larpo.errors import ConfigError
 from scripts.command import exit_code
 
 
@@ -27,11 +28,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=MODEL",
         help="folder, hub id or bundled policy; repeatable",
     )
-    result.add_argument("--run", type=Path, metavar="RUN_DIR", help="evaluate a run's base policy and aligned model")
+    result.add_argument("--run", metavar="RUN", help="a run, by folder or URI: its base policy and aligned model")
     result.add_argument(
         "--outputs", action="store_true", help="write the greedy responses as AlpacaEval 2 and MixEval read them, too"
     )
-    result.add_argument("--out", type=Path, metavar="DIR", help="where results go (evaluations/ and the recipe's name)")
+    result.add_argument("--out", metavar="DIR", help="where results go (evaluations/ and the recipe's name)")
     return result
 
 
@@ -45,13 +46,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     from actors.evaluation_results import finish
     from actors.evaluator import run_evaluation
     from actors.preparation import locked
+    from larpo.home_sessions import read_run
+    from larpo.storage import is_uri
     from larpo.sweep_tables import format_results
 
     recipe, overrides = options.recipe, options.overrides
     if options.run is not None and recipe is not None and "=" in recipe:
         recipe, overrides = None, [recipe, *overrides]
-    config, name, models = chosen(recipe, overrides, options.run, options.model)
-    evaluation = prepare_evaluation(config, models, options.out or Path("evaluations") / name)
+    if options.out is not None and is_uri(options.out):
+        raise ConfigError(f"--out {options.out}: results go to a folder; give one")
+    run = None if options.run is None else read_run(options.run, "model")
+    config, name, models = chosen(recipe, overrides, run, options.model)
+    evaluation = prepare_evaluation(config, models, Path(options.out or Path("evaluations") / name))
     for note in evaluation.notes:
         _say(note)
     begin(evaluation)

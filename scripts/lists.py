@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from actors.preparation import CONFIG_FILE
 from larpo.errors import ConfigError, DataError
 from larpo.export import Row, preference_rows, ranked_row, write_rows
+from larpo.home_sessions import read_run
 from larpo.lists import training_list
 from larpo.objective_table import get_spec
 from larpo.recipe import load_config
@@ -27,7 +28,7 @@ LISTS_SHOWN = 5
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m scripts.lists", description="Show or export a run's lists.")
-    result.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as runs/NAME")
+    result.add_argument("run", metavar="RUN", help="a run's folder or URI, such as runs/NAME")
     result.add_argument("--iteration", type=int, metavar="N", help="only of this iteration, counted from 1")
     result.add_argument("--prompt", metavar="ID", help="only of prompts whose id begins so")
     result.add_argument(
@@ -84,10 +85,11 @@ def _show_all(lists: Iterable[CandidateList]) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[CandidateList]:
-    if not (options.run / CONFIG_FILE).is_file():
-        raise DataError(f"{options.run} is no run folder: it has no {CONFIG_FILE}; give one, such as runs/NAME")
-    config = load_config(str(options.run / CONFIG_FILE))
-    for item in read_lists(options.run / "lists"):
+    run = read_run(options.run)
+    if not (run / CONFIG_FILE).is_file():
+        raise DataError(f"{run} is no run folder: it has no {CONFIG_FILE}; give one, such as runs/NAME")
+    config = load_config(str(run / CONFIG_FILE))
+    for item in read_lists(run / "lists"):
         if options.iteration is not None and item.iteration != options.iteration - 1:
             continue
         if options.prompt is not None and not item.prompt.id.startswith(options.prompt):

@@ -10,7 +10,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from larpo.errors import ConfigError
 from scripts.command import exit_code
@@ -22,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("recipe", nargs="?", help="bundled recipe or path to a YAML file")
     result.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe's knobs")
     result.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, start nothing")
-    result.add_argument("--resume", metavar="RUN_DIR", type=Path, help="go on with an interrupted run; takes no recipe")
+    result.add_argument(
+        "--resume", metavar="RUN", help="go on with an interrupted run (folder or URI); takes no recipe"
+    )
     return result
 
 
@@ -38,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
         overrides = [text for text in (options.recipe, *options.overrides) if text]
         config, folder = resumed_reward_run(options.resume, overrides)
     elif options.recipe is None:
-        raise ConfigError("no recipe given; try `minilm-reward`, or --resume RUN_DIR")
+        raise ConfigError("no recipe given; try `minilm-reward`, or --resume RUN")
     else:
         config, folder = new_reward_run(options.recipe, options.overrides)
     run = prepare_reward_run(config, folder, resumed=options.resume is not None)
@@ -56,10 +57,11 @@ def _run(options: argparse.Namespace) -> int:
         results = train_reward_model(run)
     except BaseException:
         if (run.folder / CONFIG_FILE).is_file():
-            print(f"go on with: python -m scripts.train_reward --resume {run.folder}", file=sys.stderr)
+            print(f"go on with: python -m scripts.train_reward --resume {run.home.location}", file=sys.stderr)
         raise
-    print(f"\n{results.table}\n\nmodel    {results.folder / 'model'}\nreport   {results.folder / 'report.html'}")
-    print(f"metrics  {results.folder / 'metrics.jsonl'}")
+    home = run.home
+    print(f"\n{results.table}\n\nmodel    {home.place('model')}\nreport   {home.place('report.html')}")
+    print(f"metrics  {home.place('metrics.jsonl')}")
     return 0
 
 

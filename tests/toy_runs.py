@@ -110,6 +110,7 @@ class Runs:
         """`address` is that of the Ray cluster to join; each run starts its own without."""
         self.join(address)
         self.folder, self.run_dir = folder, folder / "runs" / "killed"
+        self.environment: dict[str, str] = {}  # beside the test's own
         self.mark = uuid.uuid4().hex
         write_toy(folder, policy)
         self._ray = tempfile.mkdtemp(prefix="lr", dir="/tmp")  # short: sockets lie in it
@@ -128,6 +129,7 @@ class Runs:
         environment.pop("RAY_ADDRESS", None)
         if self._address is not None:
             environment["RAY_ADDRESS"] = self._address
+        environment |= self.environment
         with open(self.folder / "log.txt", "a") as log:
             command = [sys.executable, "-m", "scripts.align", *arguments]
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from actors.given_evaluation import HeldoutLists, heldout_folder, result_file
+from actors.rank_home import RankHome
 from larpo.attention import attention_implementation
+from larpo.home import Home
 from larpo.list_evaluation import ListResult, pair_accuracy
 from larpo.list_step import PackedList, list_log_probs, rows_of, stored_reference
 from larpo.log_probs import packed_log_probs, plain_log_probs
@@ -16,6 +18,11 @@ from larpo.records import write_part
 
 RATE, CLOSE = 1e-2, 1e-4
 LENGTHS = ((7,), (2,), (12,), (3,), (5,), (1,), (10,), (6,))
+
+
+def heldout_of(config, run_dir) -> HeldoutLists:
+    """As the one rank of a run has them."""
+    return HeldoutLists(config, RankHome(Home(run_dir), 0, lambda value: [value]), 0, 1)
 
 
 @pytest.fixture
@@ -178,7 +185,10 @@ def test_held_out_lists_are_judged_as_a_forward_pass_of_each_sequence(
         load_policy(tiny_policy, dtype="float32", attn_implementation=attention_implementation(policy.config, "cpu"))
         for _ in range(2)
     )
-    lists, engine = HeldoutLists(trainer_config(), tmp_path, 0, 1), PlainEngine(packed, packed_reference)
+    lists, engine = (
+        heldout_of(trainer_config(), tmp_path),
+        PlainEngine(packed, packed_reference),
+    )
     assert lists.evaluate(engine, 0, "tiny")
     base = ListResult.from_json(result_file(tmp_path, 0).read_text())
     assert (base.label, base.score_accuracy_P) == ("base policy", (0.5, 0.5, 0.5))
@@ -198,7 +208,7 @@ def test_a_result_that_is_there_is_not_made_again(tmp_path, trainer_config, give
     file = result_file(tmp_path, 0)
     file.parent.mkdir()
     file.write_text(json.dumps({}))
-    lists = HeldoutLists(trainer_config(), tmp_path, 0, 1)
+    lists = heldout_of(trainer_config(), tmp_path)
     assert not lists.evaluate(PlainEngine(None, None), 0, "tiny")
     assert file.read_text() == "{}"
     result_file(tmp_path, 1).write_text("{}")  # of a policy that is rolled back

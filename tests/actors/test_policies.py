@@ -14,6 +14,7 @@ from actors.policies import (
 from actors.policies import weights_folder as folder_of
 from actors.weights import PublishedFolder
 from larpo.best_policy import BASE, Point
+from larpo.home import Home
 
 POINTS = [Point(0, 3), Point(0, 6), Point(1), Point(1, 9), Point(2)]
 
@@ -54,24 +55,24 @@ def test_versions_are_counted_over_policies_and_snapshots(run_dir, tmp_path):
 def test_a_rollback_takes_back_what_lay_behind_its_checkpoint(run_dir):
     for point in POINTS[2:]:
         result_file(run_dir, point).write_text("{}")
-    roll_back(run_dir, 2, 9)
+    roll_back(Home(run_dir), 2, 9)
     assert (snapshots(run_dir), evaluated_points(run_dir)) == ([Point(0, 3), Point(0, 6), Point(1, 9)], [BASE, *POINTS])
-    roll_back(run_dir, 1, 8)
+    roll_back(Home(run_dir), 1, 8)
     assert snapshots(run_dir) == [Point(0, 3), Point(0, 6)]
     assert evaluated_points(run_dir) == [BASE, *POINTS[:3]]
-    roll_back(run_dir, 0, 3)
+    roll_back(Home(run_dir), 0, 3)
     assert evaluated_points(run_dir) == [BASE, Point(0, 3)]
 
 
 def test_what_waits_for_its_evaluation_stays_and_so_does_the_best(run_dir):
-    drop_policies(run_dir, 1, 1, Point(0, 3))
+    drop_policies(Home(run_dir), 1, 1, Point(0, 3))
     assert written(run_dir) == [Point(0, 3), Point(1), Point(1, 9), Point(2)]
-    drop_policies(run_dir, 2, 1, Point(1))
+    drop_policies(Home(run_dir), 2, 1, Point(1))
     assert written(run_dir) == [Point(1), Point(1, 9), Point(2)]  # the best is older than what checkpoints need
 
 
 def test_the_policies_that_checkpoints_go_on_from_stay(run_dir):
-    drop_policies(run_dir, 2, 2, None)
+    drop_policies(Home(run_dir), 2, 2, None)
     assert written(run_dir) == [Point(1), Point(1, 9), Point(2)]
-    drop_policies(run_dir, 2, 1, None)
+    drop_policies(Home(run_dir), 2, 1, None)
     assert written(run_dir) == [Point(1, 9), Point(2)]

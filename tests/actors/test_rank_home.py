@@ -60,7 +60,7 @@ def save(position: int, keep: int = 2):
 
 
 def restored(rank: int, home: RankHome):
-    folder, state, damaged = home.newest()
+    folder, state, damaged = home.newest_checkpoint()
     return state.step, damaged, {path.name for path in (folder / "engine").iterdir()}
 
 
@@ -183,5 +183,5 @@ def test_a_folder_that_every_rank_sees_is_committed_as_before(tmp_path):
     group = Group("", tmp_path / "run", tmp_path / "run")
     (tmp_path / "run/checkpoints/position-00000002").mkdir(parents=True)
     group.each(lambda rank, home: home.commit(home.checkpoints / "position-00000002", state_at(2), 2))
-    assert [found[1] for found in group.each(lambda rank, home: home.newest())] == [state_at(2)] * 2
+    assert [found[1] for found in group.each(lambda rank, home: home.newest_checkpoint())] == [state_at(2)] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,96 @@
+"""Whole runs whose home is a bucket of a real S3 server: killed, their machine gone, and resumed on another."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from scripts import compare, lists
+from tests.s3_server import BUCKET, KEY, SECRET, S3Server
+from tests.toy_runs import Runs, check_exactly_once, records
+
+pytestmark = pytest.mark.slow
+PREFIX = "experiments/killed"
+HOME = f"s3://{BUCKET}/{PREFIX}"
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = S3Server(tmp_path / "s3.txt")
+    yield server
+    server.close()
+
+
+class S3Runs(Runs):
+    """On machines of their own: each has its cache, where the working folder lies."""
+
+    def __init__(self, folder, policy, server) -> None:
+        super().__init__(folder, policy)
+        self.server = server
+        self.move("machine-a")
+
+    def move(self, machine: str) -> None:
+        self.environment = {**self.server.environment(), "LARPO_CACHE": str(self.folder / machine)}
+        self.run_dir = self.folder / machine / "runs" / "s3" / BUCKET / PREFIX
+
+    def kill(self, driver) -> None:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        deadline = time.monotonic() + 60
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not self.processes(), [process.cmdline() for process in self.processes()]
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_policy, server):
+    started = S3Runs(tmp_path, tiny_policy, server)
+    yield started
+    for process in started.processes():
+        process.kill()
+
+
+def steps_of(runs: Runs, iteration: int) -> int:
+    return sum(record["iteration"] == iteration for record in runs.records("step"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, monkeypatch, iteration):
+    """Its driver is killed and its folder deleted; the home alone is enough, down to the last list."""
+    driver = runs.new("stream", f"run.output_dir=s3://{BUCKET}/experiments")
+    while steps_of(runs, iteration) < 2:
+        assert driver.poll() is None, runs.log()
+        time.sleep(0.05)
+    runs.kill(driver)
+    before = {key: server.read(key) for key in server.keys(f"{PREFIX}/lists/")}
+    assert before
+    shutil.rmtree(runs.folder / "machine-a")
+
+    runs.move("machine-b")
+    assert runs.start("--resume", HOME).wait() == 0, runs.log()
+    assert {key: server.read(key) for key in before} == before
+    home = server.download(PREFIX, runs.folder / "home")
+    assert records(home, "done")
+    check_exactly_once(home)
+    there = {path.relative_to(home).parts[0] for path in home.rglob("*") if path.is_file()}
+    assert {"config.yaml", "inputs.json", "metrics.jsonl", "report.html", "rewards.sqlite", "evaluation"} <= there
+    assert (home / "model" / "model.safetensors").read_bytes() == (
+        runs.run_dir / "model" / "model.safetensors"
+    ).read_bytes()
+    assert f"model    {HOME}/model" in runs.log()
+    committed = {path.parent for path in home.glob("checkpoints/position-*/manifest.json")}
+    assert {path for path in home.glob("checkpoints/position-*")} == committed
+    assert len(committed) <= 2
+    runs.move("machine-c")
+    assert runs.start("--resume", HOME).wait() == 0, runs.log()
+    assert "this run is finished: nothing is left to do" in runs.log()
+    for name, value in runs.environment.items():
+        monkeypatch.setenv(name, value)
+    assert lists.main([HOME, "--export", "ranked", str(runs.folder / "rows.jsonl")]) == 0
+    assert compare.main([HOME, str(home)]) == 0
+    for text in (SECRET, KEY):
+        told = [path for path in runs.folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+        assert told == [], told
