@@ -90,11 +90,7 @@ class AutoscalingCluster:
 
     def nodes(self) -> dict[str, int]:
         """How many nodes of each type are alive, the head left out."""
-        from ray.autoscaler.v2.sdk import get_cluster_status
-
-        status = get_cluster_status(self.address)
-        alive = [node for node in (*status.active_nodes, *status.idle_nodes) if node.instance_id != HEAD_ID]
-        return dict(Counter(node.ray_node_type_name for node in alive))
+        return nodes_of(self.address)
 
     def wait_for_nodes(self, count: int, limit_s: float = 90.0) -> float:
         """Seconds until so many nodes are alive, the head left out."""
@@ -111,6 +107,15 @@ class AutoscalingCluster:
             process.kill()
         self._head.wait(30)
         shutil.rmtree(self._ray, ignore_errors=True)
+
+
+def nodes_of(address: str) -> dict[str, int]:
+    """How many nodes of each type are alive in the cluster at that address, the head left out."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(address)
+    alive = [node for node in (*status.active_nodes, *status.idle_nodes) if node.instance_id != HEAD_ID]
+    return dict(Counter(node.ray_node_type_name for node in alive))
 
 
 def cluster_config(
