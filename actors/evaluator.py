@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from actors import placement
-from actors.cast import RewardPool
 from actors.engine import EngineOptions
 from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
 from actors.pool import SamplerPool
 from actors.reranking import rerank_all, unreranked
+from actors.reward_pool import RewardPool
 from actors.sampler import SampleTask
 from actors.scoring import score_all, unscored
 from larpo.config import Config

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.cast import RewardPool
 from actors.evaluation_inputs import PreparedEvaluation
+from actors.reward_pool import RewardPool
 from actors.scoring import Scores, read_scores, write_scores
 from larpo.types import CandidateList
 

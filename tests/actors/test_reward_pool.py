@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from actors import placement
-from actors.cast import RewardPool
 from actors.reward import Described
+from actors.reward_pool import RewardPool
 from larpo.config import Config
 from larpo.errors import DataError, RewardError
 from larpo.rewards import Reward

@@ -82,7 +82,7 @@ def test_scores_are_plain_transformers_and_a_dead_engine_is_one_error(local_ray,
 
 @pytest.mark.slow
 def test_a_dead_engine_is_replaced_with_its_actor_and_every_engine_ends_with_its_actor(local_ray, section, scalar_head):
-    from actors.cast import RewardPool
+    from actors.reward_pool import RewardPool
 
     async def work():
         failures = []
@@ -110,7 +110,7 @@ def test_a_dead_engine_is_replaced_with_its_actor_and_every_engine_ends_with_its
 @pytest.mark.slow
 def test_an_engine_that_does_not_start_is_one_error(local_ray, section):
     """The tiny model has 512 positions."""
-    from actors.cast import RewardPool
+    from actors.reward_pool import RewardPool
 
     long = section.model_copy(update={"pooling": section.pooling.model_copy(update={"max_model_len": 4096})})
     config = Config.model_validate({"reward": long.model_dump()})
