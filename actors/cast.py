@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors import placement
+from actors import placement, training_group
 from actors.engine import EngineOptions
 from actors.obituary import is_death, obituary, rank_failures, told
 from actors.policies import policy_folder
@@ -49,7 +49,7 @@ class TrainingCast:
     async def _train(self, spec: TrainSpec) -> None:
         """To the end of the stream; raises TrainingError with how each rank ended, and its log's last lines."""
         try:
-            await placement.train(spec)
+            await training_group.train(spec)
         except TrainingError as error:
             ranks = rank_failures(getattr(error.__cause__, "worker_failures", {}))
             if not ranks:

@@ -18,6 +18,7 @@ from actors.preparation import locked
 from actors.reward_preparation import PreparedRewardRun, create_reward_folder
 from actors.reward_trainer import AFTER, BEFORE, RewardSpec
 from actors.telemetry import Telemetry
+from actors.training_group import fit_reward_model
 from actors.weights import published_tensors, read_beside
 from larpo.errors import LarpoError, PhaseTimeout, TrainingError
 from larpo.home import files_below
@@ -109,7 +110,7 @@ class Watch:
 
     def _fit(self) -> None:
         try:
-            placement.fit_reward_model(self._spec)
+            fit_reward_model(self._spec)
         except BaseException as error:
             self._error = error
 

@@ -127,7 +127,8 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     import ray
 
     from actors.capacity import Bundle
-    from actors.placement import fit_group, start_ray
+    from actors.placement import start_ray
+    from actors.training_group import fit_group
 
     steps = Steps(**settings)
     config = Config.model_validate(

@@ -81,13 +81,13 @@ def train(local_ray, tiny_policy):
 
 
 async def train_on(config: Config, run_dir: Path, iterations, policy: Path) -> Trained:
-    from actors import placement
+    from actors import placement, training_group
     from actors.trainer import TrainSpec
 
     store = placement.place_store()
     stream = placement.place_stream(config, str(run_dir / "lists"))
     spec = TrainSpec(config, PreparedPolicy(policy, "tiny", config.policy), str(run_dir), stream, store)
-    training = asyncio.create_task(placement.train(spec))
+    training = asyncio.create_task(training_group.train(spec))
     error = None
     try:
         for iteration, parts in enumerate(iterations):

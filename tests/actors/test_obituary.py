@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors import placement
+from actors import placement, training_group
 from actors.cast import TrainingCast
 from actors.obituary import how_it_ended, obituary, read_log
 from actors.vitals import memory_of_this_process
@@ -132,7 +132,7 @@ def test_a_group_that_gave_up_is_told_of_rank_by_rank(monkeypatch):
     async def gives_up(spec):
         raise TrainingError("the training group failed") from WorkerGroupError("all at once", failures)
 
-    monkeypatch.setattr(placement, "train", gives_up)
+    monkeypatch.setattr(training_group, "train", gives_up)
     cast = object.__new__(TrainingCast)
     cast.run = SimpleNamespace(config=Config.model_validate({"training": {"max_failures": 2}}))
     with pytest.raises(TrainingError) as caught:
