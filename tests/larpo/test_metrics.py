@@ -43,8 +43,8 @@ def test_events_name_their_fields() -> None:
         check_event("stop", {})
     with pytest.raises(LarpoError, match="lacks the field 'epoch'"):
         check_event("step", {"step": 1, "iteration": 0})
-    with pytest.raises(LarpoError, match="span kind 'sleep'"):
-        check_event("span", {"actor": "a", "kind": "sleep", "start": 0.0, "end": 1.0})
+    with pytest.raises(LarpoError, match="span kind 'dream'"):
+        check_event("span", {"actor": "a", "kind": "dream", "start": 0.0, "end": 1.0})
     assert not any("/" in field for fields in EVENTS.values() for field in fields)
 
 
