@@ -19,6 +19,7 @@ from actors.policies import evaluated_points, is_written, result_file, snapshots
 from actors.weights import PublishedFolder
 from larpo.best_policy import BASE, Point
 from larpo.config import Config
+from larpo.home import Home
 from larpo.rewards import Reward
 from larpo.types import Candidate, Message, Prompt, VersionSpan
 
@@ -33,7 +34,12 @@ class House:
         )
         prompt = Prompt("p0", (Message("user", "question"),))
         run = SimpleNamespace(
-            config=config, folder=folder, heldout=(prompt,), token_ids={"p0": (1,)}, stop_token_ids=()
+            config=config,
+            folder=folder,
+            home=Home(folder),
+            heldout=(prompt,),
+            token_ids={"p0": (1,)},
+            stop_token_ids=(),
         )
         self.rewards, self.held, self.records, self.phases = dict(rewards), 0, [], []
         self.cast = SimpleNamespace(
