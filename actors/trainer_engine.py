@@ -21,11 +21,13 @@ from larpo.list_step import (
     PassCounts,
     empty_row,
     list_log_probs,
+    lists_log_probs,
     mismatched_rows,
     pass_counts,
     rows_of,
     step_lists,
     stored_reference,
+    turns,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
 from larpo.lora import add_kept_adapter, with_lora
@@ -61,6 +63,7 @@ class TrainerEngine(ZeroEngine):
             ranks=ranks,
         )
         self._reference: Reference | None = None
+        self._shared_tokens = training.shared_row_tokens
 
     def _load_model(self, device: torch.device) -> Any:
         policy = self._config.policy
@@ -105,7 +108,8 @@ class TrainerEngine(ZeroEngine):
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name)
         divergence = self.divergence(work.lists)
-        passes = PassCounts(*self.maximum([pass_counts(lists).scoring, pass_counts(lists).backward]))
+        own_passes = pass_counts(lists, self._shared_tokens)
+        passes = PassCounts(*self.maximum([own_passes.scoring, own_passes.backward]))
         outcomes = step_lists(
             self._score,
             lists,
@@ -114,6 +118,7 @@ class TrainerEngine(ZeroEngine):
             passes=passes,
             backward=self.backward,
             divergence=divergence,
+            shared_tokens=self._shared_tokens,
         )
         norm, applied = self.apply()
         own, stalest = rank_sums(outcomes, version)
@@ -140,12 +145,13 @@ class TrainerEngine(ZeroEngine):
         """This rank's lists, packed with their reference, and the policy's log-probabilities [M] of each; no step."""
         self.model.eval()
         packed, _ = self._packed(lists, reference_name)
-        passes = sum(len(item.rows) for item in packed)
+        rows = [item.rows for item in packed]
+        passes = len(turns(rows, self._shared_tokens))
         empty_passes = self.maximum([passes])[0] - passes  # agreed on before the first: under ZeRO-3 each is collective
-        found = [(item, list_log_probs(self._score, item.rows).cpu()) for item in packed]
+        found = [log_probs_M.cpu() for log_probs_M in lists_log_probs(self._score, rows, self._shared_tokens)]
         for _ in range(empty_passes):
             list_log_probs(self._score, (empty_row(),))
-        return found
+        return list(zip(packed, found, strict=True))
 
     def divergence(self, lists: tuple[CandidateList, ...]) -> Tensor | None:
         """What an objective that needs it takes for the policy's divergence from the reference; else None."""
@@ -156,23 +162,29 @@ class TrainerEngine(ZeroEngine):
     ) -> tuple[list[PackedList], dict[str, tuple[float, str]]]:
         """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now."""
         needed, sharded = self._objective.spec.reference, self._config.training.zero_stage == 3
-        packed: list[PackedList] = []
-        computed: dict[str, tuple[float, str]] = {}
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
-        empty_passes = self._agree_on_passes([row for item_rows in rows for row in item_rows])
-        for item, item_rows in zip(lists, rows, strict=True):
-            reference_M = stored_reference(item.candidates, reference_name) if needed else None
-            if needed and (reference_M is None or sharded):
-                reference_M = self._reference_log_probs(item_rows).cpu()
-                computed |= {
-                    candidate.id: (float(value), reference_name)
-                    for candidate, value in zip(item.candidates, reference_M, strict=True)
-                }
-            rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
-            packed.append(PackedList(item, item_rows, rewards_M, reference_M))
+        empty_passes = self._agree_on_passes([turn.row for turn in turns(rows, self._shared_tokens)])
+        references = [stored_reference(item.candidates, reference_name) if needed else None for item in lists]
+        missing = [number for number, found in enumerate(references) if needed and (found is None or sharded)]
+        computed: dict[str, tuple[float, str]] = {}
+        for number, found in zip(missing, self._references_of([rows[n] for n in missing]), strict=True):
+            references[number] = found
+            values = zip(lists[number].candidates, found, strict=True)
+            computed |= {candidate.id: (float(value), reference_name) for candidate, value in values}
         for _ in range(empty_passes if needed else 0):
             self._reference_log_probs((empty_row(),))
+        packed = [
+            PackedList(item, item_rows, torch.tensor([candidate.reward for candidate in item.candidates]), found)
+            for item, item_rows, found in zip(lists, rows, references, strict=True)
+        ]
         return packed, computed
+
+    def _references_of(self, rows: Sequence[Sequence[PackedRow]]) -> list[Tensor]:
+        """Reference log-probabilities [M] of lists with these rows."""
+        if not rows:
+            return []
+        assert self._reference is not None
+        return [found.cpu() for found in lists_log_probs(self._reference.score, rows, self._shared_tokens)]
 
     def _reference_log_probs(self, rows: Sequence[PackedRow]) -> Tensor:
         assert self._reference is not None

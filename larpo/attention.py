@@ -1,4 +1,4 @@
-"""Attention for packed rows: a response sees the prompt and itself.
+"""Attention for packed rows: a response sees its prompt and itself.
 
 Three ways to the same rule, by the model's `attn_implementation`:
 
@@ -14,7 +14,8 @@ T tokens of a row, Q queries, K keys, H heads, G key-value heads, D head dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def packed_attention_mask(
     implementation = config._attn_implementation
     windows = _windows(config)
     if implementation == SEGMENTS:
-        return torch.tensor([row.prompt_length, *row.response_lengths]).view(1, 1, 1, -1)
+        lengths = [length for shape in row.lists for length in (-shape.prompt_length, *shape.response_lengths)]
+        return torch.tensor(lengths).view(1, 1, 1, -1)
     if implementation == "flex_attention":
         masks = {layer_type: _block_mask(row, window) for layer_type, window in windows.items()}
     elif implementation == "eager" or (implementation == "sdpa" and not _softcaps(config)):
@@ -91,8 +93,8 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers' registry knows as `larpo_segments`.
 
-    An int64 `attention_mask` announces a packed row and holds the lengths of its segments, prompt first; it
-    comes from `packed_attention_mask`. Any other mask is transformers' own, for plain rows.
+    An int64 `attention_mask` announces a packed row and holds the lengths of its segments, those of prompts negative;
+    it comes from `packed_attention_mask`. Any other mask is transformers' own, for plain rows.
 
     Returns:
         the attended values, [1, T, H, D], and no weights.
@@ -101,18 +103,40 @@ def segment_attention(
         plain = sdpa_attention_forward if softcap is None else _plain_softcapped
         options = {"sliding_window": sliding_window, "softcap": softcap, **kwargs}
         return plain(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, dropout, scaling, **options)
-    lengths = attention_mask.flatten().tolist()
-    prompt_length, longest = lengths[0], max(lengths[1:])
-    queries, keys, values = (x.split(lengths, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD))
-    windowed = sliding_window is not None and sliding_window < prompt_length
-    mask_QK = _causal_mask(0, prompt_length, sliding_window, query_1HTD) if windowed else None
-    outputs = [_attend(queries[0], keys[0], values[0], mask_QK, dropout, scaling, softcap)]
-    longest_mask_QK = _causal_mask(prompt_length, longest, sliding_window, query_1HTD)
-    for query, key, value in zip(queries[1:], keys[1:], values[1:], strict=True):
-        key, value = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
-        mask_QK = longest_mask_QK[: query.shape[2], : key.shape[2]]
-        outputs.append(_attend(query, key, value, mask_QK, dropout, scaling, softcap))
+    signed = attention_mask.flatten().tolist()
+    lengths = [abs(length) for length in signed]
+    segments = list(zip(*(x.split(lengths, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD)), strict=True))
+    outputs: list[Tensor] = []
+    for start, end in _lists(signed):
+        outputs += _attend_list(segments[start:end], dropout, scaling, sliding_window, softcap)
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _lists(signed_lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first segment of each list, its prompt, and the one after its last."""
+    prompts = [number for number, length in enumerate(signed_lengths) if length < 0]
+    yield from itertools.pairwise([*prompts, len(signed_lengths)])
+
+
+def _attend_list(
+    segments: Sequence[tuple[Tensor, Tensor, Tensor]],
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> Iterator[Tensor]:
+    """What each segment of one list attends to, [1, H, Q, D]: (query, key, value) of the prompt, then of responses."""
+    query, prompt_key, prompt_value = segments[0]
+    prompt_length = query.shape[2]
+    windowed = sliding_window is not None and sliding_window < prompt_length
+    mask_QK = _causal_mask(0, prompt_length, sliding_window, query) if windowed else None
+    yield _attend(query, prompt_key, prompt_value, mask_QK, dropout, scaling, softcap)
+    longest = max(query.shape[2] for query, _, _ in segments[1:])
+    longest_mask_QK = _causal_mask(prompt_length, longest, sliding_window, query)
+    for query, key, value in segments[1:]:
+        key, value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
+        mask_QK = longest_mask_QK[: query.shape[2], : key.shape[2]]
+        yield _attend(query, key, value, mask_QK, dropout, scaling, softcap)
 
 
 def _attend(
@@ -175,10 +199,10 @@ def _rule(row: PackedRow, window: int | None) -> Callable[[Any, Any, Tensor, Ten
 
     The window counts positions, not indices: responses stand side by side, each right after the prompt.
     """
-    segments_T, positions_T = row.segment_ids_T, row.position_ids_T
+    segments_T, prompts_T, positions_T = row.segment_ids_T, row.prompt_segments_T, row.position_ids_T
 
     def sees(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
-        related = (segments_T[key] == 0) | (segments_T[key] == segments_T[query])
+        related = (segments_T[key] == prompts_T[query]) | (segments_T[key] == segments_T[query])
         seen = related & (key <= query)
         return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
 

@@ -145,6 +145,7 @@ class Training(Section):
     epochs: Positive = 1  # passes over an iteration's lists
     lists_per_step: Positive = 16  # global batch of one optimizer step, whatever the number of ranks
     row_tokens: Positive = 4096  # longest packed row; longer lists are split into rows that repeat the prompt
+    shared_row_tokens: Annotated[int, Field(ge=0)] = 0  # short lists share a row of up to so many tokens; 0: none does
     chunk_tokens: Positive = 512  # response tokens whose logits exist at one time
     workers: Positive = 1  # Ray Train workers (ranks); with min_workers, the most that there are
     min_workers: Positive | None = None  # as few go on when a node is lost; `workers` when not given

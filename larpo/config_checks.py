@@ -81,7 +81,13 @@ def run_problems(run: Run) -> list[str]:
 
 
 def _lora(config: Config) -> list[str]:
-    return lora_problems(config.policy.lora)
+    problems, shared = lora_problems(config.policy.lora), config.training.shared_row_tokens
+    if config.policy.lora.dropout and shared:
+        problems.append(
+            f"training.shared_row_tokens = {shared}: policy.lora.dropout leaves out of a row what follows from its"
+            " lists, and which lists share one would follow from the number of ranks; set either to 0"
+        )
+    return problems
 
 
 def lora_problems(lora: Lora, where: str = "policy.lora") -> list[str]:

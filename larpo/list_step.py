@@ -1,8 +1,8 @@
 """One optimizer step's forward and backward passes over one rank's lists. No optimizer, no process group.
 
-A list is one packed row, one forward and one backward pass. A list longer than the row limit is split into rows that
-repeat the prompt; its loss needs the log-probabilities of all rows before any row's gradient, so it takes two passes:
-without gradient, then row by row with `d loss / d log-probability` as fixed weights. The gradient is the same.
+A pass is one packed row, forward and backward. Short lists share a row. A list longer than the row limit is split into
+rows that repeat the prompt; its loss needs the log-probabilities of all rows before any row's gradient, so it takes two
+passes: without gradient, then row by row with `d loss / d log-probability` as fixed weights. The gradient is the same.
 
 Every rank makes the same number of passes: `pass_counts` tells this rank's, the caller takes the maximum over ranks,
 and a rank that has fewer makes empty ones, so that collectives inside a pass (ZeRO-3) stay in step.
@@ -20,7 +20,7 @@ from torch import Tensor
 from larpo.baselines import ListBatch
 from larpo.bound_objective import BoundObjective
 from larpo.log_probs import PackedLogProbs
-from larpo.packing import PackedRow, pack_list, split_list
+from larpo.packing import PackedRow, fill_rows, join_rows, pack_list, split_list
 from larpo.types import Candidate, CandidateList, stable_hash
 
 Scorer = Callable[[PackedRow], PackedLogProbs]
@@ -41,13 +41,21 @@ class ListOutcome:
     """What a step computed of one list, detached: for metrics."""
 
     source: CandidateList
-    rows: int
+    rows: int  # that begin with it: 0 for one that another shared its row with
     loss: float
     log_probs_M: Tensor
     reference_M: Tensor | None
     scores_M: Tensor
     token_log_probs_N: Tensor
     token_entropies_N: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One pass: a row, and of which list by number, and which row of that list, each of its parts is."""
+
+    row: PackedRow
+    parts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -64,15 +72,37 @@ def rows_of(item: CandidateList, row_tokens: int) -> tuple[PackedRow, ...]:
     return tuple(split_list(item.prompt_token_ids, responses, row_tokens))
 
 
-def pass_counts(lists: Sequence[PackedList]) -> PassCounts:
+def turns(rows: Sequence[Sequence[PackedRow]], shared_tokens: int) -> list[Turn]:
+    """The passes over lists with these rows, in order: whole lists share a row of up to `shared_tokens` tokens."""
+    parts = [(number, place) for number, of_list in enumerate(rows) for place in range(len(of_list))]
+    # The part of a split list fills a row: its loss is another.
+    lengths = [
+        len(rows[number][place].input_ids_T) if len(rows[number]) == 1 else max(1, shared_tokens)
+        for number, place in parts
+    ]
+    groups = [tuple(parts[index] for index in group) for group in fill_rows(lengths, shared_tokens)]
+    return [Turn(join_rows([rows[number][place] for number, place in group]), group) for group in groups]
+
+
+def pass_counts(lists: Sequence[PackedList], shared_tokens: int = 0) -> PassCounts:
     split = sum(len(item.rows) for item in lists if len(item.rows) > 1)
-    return PassCounts(scoring=split, backward=sum(len(item.rows) for item in lists))
+    return PassCounts(scoring=split, backward=len(turns([item.rows for item in lists], shared_tokens)))
 
 
 @torch.no_grad()
 def list_log_probs(scorer: Scorer, rows: Sequence[PackedRow]) -> Tensor:
     """`log pi(y_m | x)`, [M], of a list's rows, without gradient."""
     return torch.cat([scorer(row).log_probs_M for row in rows])
+
+
+@torch.no_grad()
+def lists_log_probs(scorer: Scorer, rows: Sequence[Sequence[PackedRow]], shared_tokens: int) -> list[Tensor]:
+    """The same, [M] each, of several lists, by the passes that `turns` makes of their rows."""
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for turn in turns(rows, shared_tokens):
+        for (number, _), result in zip(turn.parts, scorer(turn.row).of_lists(turn.row), strict=True):
+            found[number].append(result.log_probs_M)
+    return [torch.cat(parts) for parts in found]
 
 
 def stored_reference(candidates: Sequence[Candidate], name: str) -> Tensor | None:
@@ -110,6 +140,7 @@ def step_lists(
     passes: PassCounts,
     backward: Callable[[Tensor, bool], None],
     divergence: Tensor | None = None,
+    shared_tokens: int = 0,
 ) -> list[ListOutcome]:
     """Forward and backward over this rank's lists.
 
@@ -119,29 +150,39 @@ def step_lists(
         passes: the maximum of `pass_counts` over ranks.
         backward: called `passes.backward` times with a scalar loss and whether it is the last one.
         divergence: scalar, for an objective that needs it.
+        shared_tokens: whole lists share a row of up to so many tokens.
     Returns:
         an outcome for each list.
     """
     split_log_probs = _score_split_lists(policy, lists, passes.scoring)
-    outcomes, made = [], 0
-    for number, item in enumerate(lists):
-        loss_of = partial(list_loss, objective, item, divergence)
-        whole_M = split_log_probs.get(number)
-        parts = []
-        for row_number, row in enumerate(item.rows):
-            result = policy(row)
-            parts.append(result)
-            if whole_M is None:
-                loss = loss_of(result.log_probs_M)
-            else:
-                loss = (result.log_probs_M * _of_row(item, _gradient(loss_of, whole_M), row_number)).sum()
-            made += 1
-            backward(loss / divisor, made == passes.backward)
-        outcomes.append(_outcome(item, parts, objective, loss_of))
+    losses_of = [partial(list_loss, objective, item, divergence) for item in lists]
+    found: list[list[PackedLogProbs]] = [[] for _ in lists]
+    made, rows = 0, [0] * len(lists)
+    for turn in turns([item.rows for item in lists], shared_tokens):
+        rows[turn.parts[0][0]] += 1
+        results = policy(turn.row).of_lists(turn.row)
+        losses = []
+        for (number, place), result in zip(turn.parts, results, strict=True):
+            losses.append(_part_loss(losses_of[number], lists[number], place, split_log_probs.get(number), result))
+            found[number].append(result.detached())
+        made += 1
+        backward(torch.stack(losses).sum() / divisor, made == passes.backward)
     for extra in range(made, passes.backward):
         nothing = policy(empty_row()).log_probs_M.sum() * 0.0
         backward(nothing, extra + 1 == passes.backward)
-    return outcomes
+    return [
+        _outcome(item, count, parts, objective, loss_of)
+        for item, count, parts, loss_of in zip(lists, rows, found, losses_of, strict=True)
+    ]
+
+
+def _part_loss(
+    loss_of: Callable[[Tensor], Tensor], item: PackedList, place: int, whole_M: Tensor | None, result: PackedLogProbs
+) -> Tensor:
+    """What has the gradient of a list's loss in one of its rows, given all its log-probabilities where it is split."""
+    if whole_M is None:
+        return loss_of(result.log_probs_M)
+    return (result.log_probs_M * _of_row(item, _gradient(loss_of, whole_M), place)).sum()
 
 
 def list_loss(objective: BoundObjective, item: PackedList, divergence: Tensor | None, log_probs_M: Tensor) -> Tensor:
@@ -183,18 +224,19 @@ def _of_row(item: PackedList, values_M: Tensor, row_number: int) -> Tensor:
 
 def _outcome(
     item: PackedList,
+    rows: int,
     parts: Sequence[PackedLogProbs],
     objective: BoundObjective,
     loss_of: Callable[[Tensor], Tensor],
 ) -> ListOutcome:
-    log_probs_M = torch.cat([part.log_probs_M.detach() for part in parts])
+    log_probs_M = torch.cat([part.log_probs_M for part in parts])
     return ListOutcome(
         source=item.source,
-        rows=len(item.rows),
+        rows=rows,
         loss=float(loss_of(log_probs_M)),
         log_probs_M=log_probs_M.cpu(),
         reference_M=None if item.reference_M is None else item.reference_M.to(log_probs_M).cpu(),
         scores_M=objective.scores(log_probs_M, item.reference_M).cpu(),
-        token_log_probs_N=torch.cat([part.token_log_probs_N.detach() for part in parts]).cpu(),
+        token_log_probs_N=torch.cat([part.token_log_probs_N for part in parts]).cpu(),
         token_entropies_N=torch.cat([part.token_entropies_N for part in parts]).cpu(),
     )

@@ -47,6 +47,15 @@ class PackedLogProbs:
         """`log pi(y_m | x)`: the sum over the tokens of each response."""
         return torch.stack([part.sum() for part in self.token_log_probs_N.split(self.response_lengths)])
 
+    def detached(self) -> PackedLogProbs:
+        return PackedLogProbs(self.token_log_probs_N.detach(), self.token_entropies_N, self.response_lengths)
+
+    def of_lists(self, row: PackedRow) -> list[PackedLogProbs]:
+        """The same of each list of the row that it was computed of."""
+        counts = [sum(shape.response_lengths) for shape in row.lists]
+        parts = zip(self.token_log_probs_N.split(counts), self.token_entropies_N.split(counts), row.lists, strict=True)
+        return [PackedLogProbs(values, entropies, shape.response_lengths) for values, entropies, shape in parts]
+
 
 def packed_log_probs(model: PreTrainedModel, row: PackedRow, *, chunk_size: int = 512) -> PackedLogProbs:
     """Log-probabilities and entropies of every response token of a row.
@@ -56,7 +65,7 @@ def packed_log_probs(model: PreTrainedModel, row: PackedRow, *, chunk_size: int 
 
     Args:
         model: a causal language model, loaded with `larpo.attention.attention_implementation`.
-        row: one list, from `larpo.packing`.
+        row: one list or several, from `larpo.packing`.
         chunk_size: response tokens whose logits are alive at once.
     Raises:
         ConfigError: a chunk size below 1, or the model's attention implementation cannot serve packed rows.
@@ -82,7 +91,7 @@ def plain_log_probs(model: PreTrainedModel, prompt_ids: Sequence[int], response_
     """The same of one response, token_log_probs_N, by the model's own forward pass and all its logits."""
     row = pack_list(prompt_ids, [response_ids]).to(model.device)
     logits_TV = model(input_ids=row.input_ids_T[None], use_cache=False).logits[0]
-    log_probs_NV = logits_TV[row.prompt_length - 1 : -1].float().log_softmax(-1)
+    log_probs_NV = logits_TV[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
     return log_probs_NV.gather(1, row.target_ids_N[:, None]).squeeze(1)
 
 

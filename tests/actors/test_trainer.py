@@ -95,7 +95,7 @@ def _divergence(policy, reference, batch):
     """Each prompt with a response of the next list; which one is the program's choice."""
     ratios = []
     for row in mismatched_rows(batch):
-        prompt, response = row.input_ids_T[: row.prompt_length].tolist(), row.target_ids_N.tolist()
+        prompt, response = row.input_ids_T[: row.lists[0].prompt_length].tolist(), row.target_ids_N.tolist()
         ratios.append(plain_sum(policy, prompt, response) - plain_sum(reference, prompt, response))
     return torch.stack(ratios).mean()
 
@@ -123,6 +123,19 @@ def test_one_rank_takes_the_steps_of_plain_adamw(one_rank, plain, lists, start):
     assert one_rank.metric("bad_steps") == [0, 0]
     assert min(one_rank.metric("grad_norm")) > 0.5
     assert distance(one_rank.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"), [(1, 2), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
+def test_lists_that_share_rows_take_the_same_steps(
+    train, trainer_config, one_rank, plain, lists, start, tmp_path, ranks, stage
+):
+    training = {"workers": ranks, "zero_stage": stage, "row_tokens": ROW_TOKENS, "shared_row_tokens": 60}
+    trained = train(trainer_config(training=training), tmp_path, [[lists[:5], lists[5:]]])
+    assert sum(trained.metric("rows")) < sum(one_rank.metric("rows"))
+    assert distance(trained.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
+    assert trained.references.keys() == one_rank.references.keys()
 
 
 @pytest.mark.parametrize("name", ["simpo", pytest.param("kto", marks=pytest.mark.slow)])

@@ -38,7 +38,7 @@ def packed(lists, row_tokens):
     return items
 
 
-def run_step(policy, items, *, objective="lambdarank", divisor=1.0, passes=None, divergence=None):
+def run_step(policy, items, *, objective="lambdarank", divisor=1.0, passes=None, divergence=None, shared_tokens=0):
     """Outcomes, the gradients of all parameters as one vector, and what `backward` was told of each pass."""
     policy.zero_grad()
     last_flags, losses = [], []
@@ -53,9 +53,10 @@ def run_step(policy, items, *, objective="lambdarank", divisor=1.0, passes=None,
         items,
         objective=bound(objective),
         divisor=divisor,
-        passes=passes or pass_counts(items),
+        passes=passes or pass_counts(items, shared_tokens),
         backward=backward,
         divergence=divergence,
+        shared_tokens=shared_tokens,
     )
     return outcomes, torch.cat([p.grad.flatten() for p in policy.parameters()]), last_flags, losses
 
@@ -70,6 +71,27 @@ def test_a_list_split_over_rows_has_the_loss_and_the_gradient_of_one_row(policy,
     split, split_gradient, *_ = run_step(policy, items, objective=objective, divergence=divergence)
     assert [outcome.loss for outcome in split] == pytest.approx([outcome.loss for outcome in whole], rel=1e-5)
     torch.testing.assert_close(split_gradient, whole_gradient, rtol=1e-5, atol=1e-5 * float(whole_gradient.abs().max()))
+
+
+@pytest.mark.parametrize("objective", ["lambdarank", "simpo", "kto"])
+@pytest.mark.parametrize(
+    ("row_tokens", "shared_tokens", "passes"), [(4096, 60, 2), (4096, 4096, 1), (28, 49, 3), (20, 4096, 6)]
+)
+def test_lists_that_share_rows_have_the_loss_and_the_gradient_of_rows_of_their_own(
+    policy, lists, objective, row_tokens, shared_tokens, passes
+):
+    """Rows of 28, 21 and 30 tokens; a list that is split shares none."""
+    items, divergence = packed(lists, row_tokens), torch.tensor(0.5)
+    own, own_gradient, *_ = run_step(policy, items, objective=objective, divergence=divergence)
+    shared, gradient, flags, _ = run_step(
+        policy, items, objective=objective, divergence=divergence, shared_tokens=shared_tokens
+    )
+    assert flags == [False] * (passes - 1) + [True]
+    assert sum(outcome.rows for outcome in shared) == passes
+    assert [outcome.loss for outcome in shared] == pytest.approx([outcome.loss for outcome in own], rel=1e-5)
+    for one, other in zip(shared, own, strict=True):
+        torch.testing.assert_close(one.token_log_probs_N, other.token_log_probs_N)
+    torch.testing.assert_close(gradient, own_gradient, rtol=1e-5, atol=1e-5 * float(own_gradient.abs().max()))
 
 
 def test_the_gradient_is_that_of_the_mean_loss_computed_a_sequence_at_a_time(policy, lists):

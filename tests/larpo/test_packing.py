@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 import larpo.packing
 from larpo.errors import DataError
-from larpo.packing import deal, pack_list, split_list
+from larpo.packing import ListShape, deal, fill_rows, join_rows, pack_list, split_list
 
 tokens = st.lists(st.integers(0, 50_000), min_size=1, max_size=12)
 lists = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=10))
 
 
 def unpack(row):
-    prompt, *responses = row.input_ids_T.split([row.prompt_length, *row.response_lengths])
+    (shape,) = row.lists
+    prompt, *responses = row.input_ids_T.split([shape.prompt_length, *shape.response_lengths])
     return prompt.tolist(), [response.tolist() for response in responses]
 
 
@@ -28,7 +29,9 @@ def test_a_row_written_out():
     assert row.input_ids_T.tolist() == [5, 6, 7, 8, 9, 1, 2, 3]
     assert row.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 3, 4]
     assert row.segment_ids_T.tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
-    assert (row.prompt_length, row.response_lengths) == (3, (2, 1, 2))
+    assert row.prompt_segments_T.tolist() == [0] * 8
+    assert row.lists == (ListShape(3, (2, 1, 2)),)
+    assert row.target_indices_N.tolist() == [3, 4, 5, 6, 7]
     assert row.target_ids_N.tolist() == [8, 9, 1, 2, 3]
     # Token 7 (index 2) predicts the first token of each response; 8 (3) predicts 9; 2 (6) predicts 3.
     assert row.predictor_indices_N.tolist() == [2, 3, 2, 2, 6]
@@ -48,9 +51,45 @@ def test_a_row_unpacks_to_its_list(prompt_and_responses):
         assert positions.tolist() == list(range(len(prompt), len(prompt) + len(response)))
 
 
+def test_a_joined_row_written_out():
+    row = join_rows([pack_list([5, 6, 7], [[8, 9], [1]]), pack_list([4], [[3], [2, 2]])])
+    assert row.input_ids_T.tolist() == [5, 6, 7, 8, 9, 1, 4, 3, 2, 2]
+    assert row.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 1, 2]
+    assert row.segment_ids_T.tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 5, 5]
+    assert row.prompt_segments_T.tolist() == [0] * 6 + [3] * 4
+    assert row.lists == (ListShape(3, (2, 1)), ListShape(1, (1, 2)))
+    assert (row.response_lengths, row.target_ids_N.tolist()) == ((2, 1, 1, 2), [8, 9, 1, 3, 2, 2])
+    assert row.predictor_indices_N.tolist() == [2, 3, 2, 6, 6, 8]
+
+
+@given(st.lists(lists, min_size=1, max_size=4))
+def test_a_joined_row_is_its_rows_side_by_side(items):
+    rows = [pack_list(*item) for item in items]
+    joined = join_rows(rows)
+    for name in ("input_ids_T", "position_ids_T", "target_ids_N"):
+        assert getattr(joined, name).tolist() == [x for row in rows for x in getattr(row, name).tolist()]
+    predictors = joined.input_ids_T[joined.predictor_indices_N]
+    assert predictors.tolist() == [x for row in rows for x in row.input_ids_T[row.predictor_indices_N].tolist()]
+    counts = [len(responses) + 1 for _, responses in items]
+    assert joined.segment_ids_T.unique_consecutive().tolist() == list(range(sum(counts)))
+    firsts = [0, *itertools.accumulate(counts)][:-1]
+    assert joined.prompt_segments_T.unique_consecutive().tolist() == firsts
+    assert joined.lists == tuple(shape for row in rows for shape in row.lists)
+
+
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(0, 40))
+def test_rows_are_filled_in_order_up_to_the_limit(lengths, limit):
+    groups = fill_rows(lengths, limit)
+    assert [index for group in groups for index in group] == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in group) for group in groups]
+    assert all(total <= limit or len(group) == 1 for total, group in zip(sums, groups, strict=True))
+    for total, after in zip(sums[:-1], groups[1:], strict=True):
+        assert total + lengths[after[0]] > limit
+
+
 def test_a_row_moves_whole():
     row = pack_list([5], [[6]]).to("meta")
-    assert {x.device.type for x in (row.input_ids_T, row.position_ids_T, row.segment_ids_T)} == {"meta"}
+    assert {tensor.device.type for tensor in vars(row).values() if torch.is_tensor(tensor)} == {"meta"}
 
 
 @given(lists, st.integers(24, 60))
