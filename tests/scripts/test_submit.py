@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 import venv
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from tests.toy_runs import REPOSITORY, check_exactly_once, free_ports, marked_pr
 
 pytestmark = pytest.mark.slow
 ROOMS = ("larpo", "actors", "scripts")
+
+SLOW_REWARD = """
+def slowly(prompt, response):  # two seconds a list: an iteration lasts until it is stopped
+    import time
+
+    time.sleep(0.5)
+    return low_bytes(prompt, response)
+"""
 
 
 class JobServer:
@@ -91,7 +100,8 @@ class JobServer:
 
     def close(self) -> None:
         self._head.terminate()
-        self._head.wait(30)
+        with suppress(subprocess.TimeoutExpired):
+            self._head.wait(30)
         for process in marked_processes(self.mark):
             process.kill()
         shutil.rmtree(self._ray, ignore_errors=True)
@@ -128,6 +138,8 @@ def checkout(tmp_path, tiny_policy) -> Path:
     for room in ROOMS:
         shutil.copytree(REPOSITORY / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     write_toy(folder, tiny_policy)
+    with open(folder / "toy_reward.py", "a") as file:
+        file.write(SLOW_REWARD)
     return folder
 
 
@@ -139,8 +151,8 @@ def arguments(folder: Path, *overrides: str) -> list[str]:
 def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_in_another(server, checkout, tmp_path):
     """It is stopped between two periodic checkpoints, and the one that it leaves is of its last step."""
     run = tmp_path / "runs" / "toy"
-    steps = "checkpoints.every_steps=1000"
-    server.submit("first", checkout, *arguments(run.parent, steps, "training.lists_per_step=1"))
+    slow = ("checkpoints.every_steps=1000", "training.lists_per_step=1", "reward.name=toy_reward:slowly")
+    server.submit("first", checkout, *arguments(run.parent, *slow))
     server.wait_for_steps("first", run, 3)
     assert "iteration 1/2" in server.logs("first")
     assert not list(run.glob("checkpoints/position-*"))
