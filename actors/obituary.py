@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import placement
+from actors.remote import answer
 from actors.work import Failure
 
 LOG_LINES = 8  # of each of the two log files
@@ -143,13 +144,9 @@ async def _last_lines(remains: Remains) -> Sequence[str]:
     if remains.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
         return [f"its node {remains.node[:12]} is gone, and its log with it"]
     try:
-        return await asyncio.wait_for(_result(placement.on_node(remains.node, read_log, remains.worker)), LOOK_S)
+        return await asyncio.wait_for(answer(placement.on_node(remains.node, read_log, remains.worker)), LOOK_S)
     except Exception as error:
         return [f"its log on node {remains.node[:12]} cannot be had ({type(error).__name__})"]
-
-
-async def _result(reference: Any) -> Any:
-    return await reference
 
 
 def read_log(worker: str) -> list[str]:
