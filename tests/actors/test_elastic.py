@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.autoscaling_cluster import AutoscalingCluster
-from tests.toy_runs import REPOSITORY
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once
 
 pytestmark = pytest.mark.slow
 SLOT = {"sampler_slot": 1}  # a sampler asks for one; the head has one, and so has each node
@@ -115,6 +115,41 @@ def pool_on_the_cluster(policy: str, folder: Path) -> dict:
     found = asyncio.run(go())
     print("found " + json.dumps(found), flush=True)
     return found
+
+
+PROMPTS = 120  # an iteration: enough work for a second sampler to be worth its start
+
+
+@pytest.mark.timeout(1500)
+def test_a_run_whose_trainer_waits_asks_for_a_sampler_and_the_autoscaler_brings_its_node(
+    cluster, tiny_policy, tmp_path
+):
+    """`python -m scripts.align` with one sampler, and leave to have two: its trainer is idle most of the time."""
+    runs = Runs(tmp_path, tiny_policy, cluster.address)
+    runs.environment = {name: value for name, value in cluster.environment.items() if name != "LARPO_TEST_MARK"}
+    prompts = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(2 * PROMPTS + 2)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    knobs = [f"prompts.train_count={2 * PROMPTS}", f"training.prompts_per_iteration={PROMPTS}", "lists.replay=false"]
+    knobs += ["sampling.max_new_tokens=60", "training.lists_per_step=8", "checkpoints.every_steps=100"]
+    knobs += ["samplers.max_count=2", "samplers.patience_s=10", "samplers.resources={sampler_slot: 1}"]
+    try:
+        driver = runs.new("stream", *knobs)
+        runs.until(lambda: sum(cluster.nodes().values()) == 1, driver)
+        assert driver.wait(1200) == 0, runs.log()
+        grown = next(record for record in runs.records("pool") if record["wanted"] == 2)
+        print(f"grown: {grown['reason']}")
+        assert "the trainer waited for " in grown["reason"]
+        sampled = {name: 0.0 for name in ("sampler-0", "sampler-1")}
+        for record in runs.records("sampler"):
+            sampled[record["sampler"]] += record["sampler/prompts"]
+        print(f"prompts: {sampled}")
+        assert min(sampled.values()) > 0
+        check_exactly_once(runs.run_dir, counts=(PROMPTS, PROMPTS))
+        assert not runs.records("failure")
+        print(f"the node went {cluster.wait_for_nodes(0):.1f} s after the run")
+    finally:
+        for process in runs.processes():
+            process.kill()
 
 
 @pytest.mark.timeout(600)

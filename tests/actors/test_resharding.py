@@ -35,10 +35,11 @@ for stage, dtype in CASES:
     settings = Optimizer(learning_rate=1e-2, eps=1e-4, weight_decay=0.1, clip_norm=0.5)
     engine = ZeroEngine(model(dtype), optimizer=settings, dtype=dtype, zero_stage=stage, ranks=ranks)
     checkpoint = folder / f"{stage}-{dtype}"
-    if checkpoint.exists():
+    goes_on = checkpoint.exists()
+    if goes_on:
         engine.load(checkpoint)
-    for step in range(SAVED if checkpoint.exists() else 0, STEPS):
-        if step == SAVED:
+    for step in range(SAVED if goes_on else 0, STEPS):
+        if step == SAVED and not goes_on:
             engine.save(checkpoint)
         if ranks == 1 and stage in (0, 2):  # as between the turns on a GPU
             engine.leave()
