@@ -66,7 +66,7 @@ def parts_of(cast: Any, progress: Progress, status: StreamStatus, sampled: Any) 
     updating = [member.name for member in members if member.status == "updating"]
     return [
         Part("engines", tuple(member.status for member in members), _names(starting, "sampler", "starting")),
-        Part("sampling", sampled, _names(cast.samplers.pending, "prompt", "sampled or waiting for it")),
+        Part("sampling", sampled, _sampling(cast.samplers, progress)),
         Part("ranking", progress.ranked, _names(cast.rewards.pending_ids(), "prompt", "with the reward model")),
         stream,
         trainer,
@@ -80,6 +80,13 @@ def _trainer(cast: Any, status: StreamStatus) -> str:
     if not status.trainer_started:
         return "its group starts"
     return f"silent for {status.trainer_silent_s:.0f} s, in a step or a checkpoint" if status.trainer_silent_s else ""
+
+
+def _sampling(pool: Any, progress: Progress) -> str:
+    """Prompts that are asked for, or that nobody is there to be asked for."""
+    if pool.pending or pool.ready:
+        return _names(pool.pending, "prompt", "sampled or waiting for it")
+    return _count(progress.total - progress.sampled, "prompt", "waiting for a sampler")
 
 
 def _names(names: Collection[str], noun: str, doing: str) -> str:

@@ -130,7 +130,12 @@ def test_a_run_whose_trainer_waits_asks_for_a_sampler_and_the_autoscaler_brings_
     prompts = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(2 * PROMPTS + 2)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     knobs = [f"prompts.train_count={2 * PROMPTS}", f"training.prompts_per_iteration={PROMPTS}", "lists.replay=false"]
-    knobs += ["sampling.max_new_tokens=60", "training.lists_per_step=8", "checkpoints.every_steps=100"]
+    knobs += [
+        "sampling.max_new_tokens=60",
+        "samplers.max_model_len=160",
+        "training.lists_per_step=8",
+        "checkpoints.every_steps=100",
+    ]
     knobs += ["samplers.max_count=2", "samplers.patience_s=10", "samplers.resources={sampler_slot: 1}"]
     try:
         driver = runs.new("stream", *knobs)

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,8 +152,7 @@ def test_the_watchdog_named_what_stood_still_while_no_sampler_lived(killed):
     print(first)
     assert "engines since " in first
     assert "sampler-0" in first
-    assert "sampling since " in first
-    assert "/q" in first  # some prompts by their names
+    assert re.search(r"sampling since \S+, \d+ prompts? (sampled or )?waiting for ", first)
 
 
 def test_the_run_that_was_hit_so_often_ends_with_every_list_trained_once_an_epoch(killed):

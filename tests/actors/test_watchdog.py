@@ -58,11 +58,11 @@ def run_of(pending=(), ranking=(), statuses=("ready",), done=False, **said):
     status = StreamStatus(**{**quiet, **state, "reports": (), "vitals": Vitals(1, 0), **said})
     members = [SimpleNamespace(name=f"sampler-{n}", status=s, version=3) for n, s in enumerate(statuses)]
     cast = SimpleNamespace(
-        samplers=SimpleNamespace(members=members, pending=pending),
+        samplers=SimpleNamespace(members=members, pending=pending, ready=statuses.count("ready")),
         rewards=SimpleNamespace(pending_ids=lambda: ranking),
         trainer=SimpleNamespace(done=lambda: done),
     )
-    parts = parts_of(cast, SimpleNamespace(step=7, ranked=2), status, 0)
+    parts = parts_of(cast, SimpleNamespace(step=7, ranked=2, sampled=6, total=9), status, 0)
     return {part.name: part.owes for part in parts if part.owes}
 
 
@@ -71,6 +71,8 @@ def test_each_part_says_what_it_has_to_do():
     both = run_of(pending=["0001/q9", "0001/q3"])
     assert both == {"sampling": "2 prompts sampled or waiting for it: 0001/q3, 0001/q9"}
     assert run_of(pending=list("fedcba"))["sampling"] == "6 prompts sampled or waiting for it: a, b, c, d, ..."
+    nobody = run_of(statuses=("restarting",))
+    assert nobody == {"engines": "1 sampler starting: sampler-0", "sampling": "3 prompts waiting for a sampler"}
     assert run_of(ranking=["q1"]) == {"ranking": "1 prompt with the reward model: q1"}
     assert run_of(waiting=3) == {"stream": "3 lists waiting"}
     assert run_of(trainer_silent_s=61.0) == {"trainer": "silent for 61 s, in a step or a checkpoint"}
