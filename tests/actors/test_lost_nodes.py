@@ -8,7 +8,7 @@ import pytest
 
 from actors.checkpoints import newest_checkpoint
 from tests.actors.test_failures import LIMIT_S, SLOW_REWARD
-from tests.toy_runs import Runs, check_exactly_once
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -42,6 +42,7 @@ def test_a_run_outlives_a_node_and_its_successor_outlives_the_head(tmp_path, tin
     """
     for name, value in {"worker_niceness": "0", "gcs_rpc_server_reconnect_timeout_s": "10"}.items():
         monkeypatch.setenv(f"RAY_{name}", value)
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{tmp_path}")  # of the nodes, whose workers look for the reward
     cluster = SimulatedCluster()
     runs = Runs(tmp_path, tiny_policy, cluster.address)
     try:
