@@ -54,6 +54,8 @@ async def told(said: str, actor_id: str | None, memory_bytes: int = 0) -> str:
     memory = remains.memory_bytes or memory_bytes
     held = f"; it last held {memory / 2**30:.1f} GiB of memory" if memory else ""
     log = await _last_lines(remains)
+    if log is None:
+        return f"its node {remains.node[:12]} does not answer{held}\n    {said or remains.ended or _UNSAID}"
     return "\n".join([(said or remains.ended or _UNSAID) + held, *(f"    {line}" for line in log)])
 
 
@@ -135,8 +137,11 @@ def _remains(actor_id: str) -> Remains | None:
     return Remains(place.node_id.hex(), place.worker_id.hex(), ended, worker.memory_used_bytes_at_death)
 
 
-async def _last_lines(remains: Remains) -> Sequence[str]:
-    """Of what it wrote to its two log files; a log that cannot be had is told of in their place."""
+async def _last_lines(remains: Remains) -> Sequence[str] | None:
+    """Of what it wrote to its two log files, or why they cannot be had; None when its node does not answer.
+
+    A machine that goes without a word is silent for half a minute before Ray knows that it is gone.
+    """
     import ray
 
     if remains.node == ray.get_runtime_context().get_node_id():
@@ -145,6 +150,8 @@ async def _last_lines(remains: Remains) -> Sequence[str]:
         return [f"its node {remains.node[:12]} is gone, and its log with it"]
     try:
         return await asyncio.wait_for(answer(placement.on_node(remains.node, read_log, remains.worker)), LOOK_S)
+    except TimeoutError:
+        return None
     except Exception as error:
         return [f"its log on node {remains.node[:12]} cannot be had ({type(error).__name__})"]
 

@@ -42,7 +42,7 @@ FAILURE_KINDS: Mapping[str, str] = {
 _SIGNS = (  # in the first line of a reason: the knob whose limit was passed, or Ray's words for a node that is gone
     ("lease", re.compile(r"samplers\.lease_s")),
     ("weights", re.compile(r"timeouts\.weights_s")),
-    ("node", re.compile(r"\bnode (has died|is dead|was terminated)|NODE_DIED", re.IGNORECASE)),
+    ("node", re.compile(r"\bnode (has died|is dead|was terminated|\w+ does not answer)|NODE_DIED", re.IGNORECASE)),
 )
 
 
@@ -51,6 +51,8 @@ def failure_kind(actor: str, reason: str = "") -> str:
 
     >>> failure_kind("sampler-12", "its process ended (SYSTEM_ERROR)"), failure_kind("sampler-1", "Its node has died.")
     ('sampler', 'node')
+    >>> failure_kind("sampler-1", "its node 07f4d60a267e does not answer; it last held 2.5 GiB of memory")
+    'node'
     >>> failure_kind("reward-cache"), failure_kind("shutdown")
     ('reward', 'other')
     """

@@ -25,6 +25,7 @@ import pytest
 from actors import placement
 from actors.cast import TrainingCast
 from larpo.errors import CheckpointError, TrainingError
+from larpo.home import Home
 from tests.toy_runs import Runs, check_exactly_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -166,7 +167,9 @@ def test_a_stream_that_dies_too_often_ends_the_run_with_one_error(local_ray, tra
     config = trainer_config(training={"max_failures": 1})
 
     async def go():
-        cast = TrainingCast(SimpleNamespace(config=config, lists=tmp_path / "lists"), lambda *told: None)
+        cast = TrainingCast(
+            SimpleNamespace(config=config, lists=tmp_path / "lists", home=Home(tmp_path)), lambda *told: None
+        )
         for _ in range(2):
             status = await cast.call(cast.stream.status)
             os.kill(status.vitals.process, signal.SIGKILL)
