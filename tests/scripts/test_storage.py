@@ -3,13 +3,14 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from scripts import compare, lists
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server
-from tests.toy_runs import Runs, check_exactly_once, records
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, records
 
 pytestmark = pytest.mark.slow
 PREFIX = "experiments/killed"
@@ -52,13 +53,22 @@ def runs(tmp_path, tiny_policy, server):
         process.kill()
 
 
+def command(module: str, *arguments: str, runs: Runs) -> str:
+    """What it prints; in a process of its own, which knows no other server."""
+    line = [sys.executable, "-m", module, *arguments]
+    environment = os.environ | runs.environment
+    done = subprocess.run(line, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def steps_of(runs: Runs, iteration: int) -> int:
     return sum(record["iteration"] == iteration for record in runs.records("step"))
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("iteration", [0, 1])
-def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, monkeypatch, iteration):
+def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, iteration):
     """Its driver is killed and its folder deleted; the home alone is enough, down to the last list."""
     driver = runs.new("stream", f"run.output_dir=s3://{BUCKET}/experiments")
     while steps_of(runs, iteration) < 2:
@@ -87,10 +97,9 @@ def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, monkeypatch, it
     runs.move("machine-c")
     assert runs.start("--resume", HOME).wait() == 0, runs.log()
     assert "this run is finished: nothing is left to do" in runs.log()
-    for name, value in runs.environment.items():
-        monkeypatch.setenv(name, value)
-    assert lists.main([HOME, "--export", "ranked", str(runs.folder / "rows.jsonl")]) == 0
-    assert compare.main([HOME, str(home)]) == 0
+    command("scripts.lists", HOME, "--export", "ranked", str(runs.folder / "rows.jsonl"), runs=runs)
+    assert (runs.folder / "rows.jsonl").read_text()
+    assert "the runs have the same settings" in command("scripts.compare", HOME, str(home), runs=runs)
     for text in (SECRET, KEY):
         told = [path for path in runs.folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
         assert told == [], told
