@@ -17,6 +17,7 @@ from tests.scripts.test_submit import ROOMS, JobServer, bare_environment
 from tests.toy_runs import REPOSITORY, check_exactly_once, free_ports, marked_processes, until, write_toy
 
 CLUSTER = REPOSITORY / "cluster"
+KINDS = {"samplers": "sampler_pool", "trainers": "trainer_pool"}
 POOLS = (
     "samplers.resources={CPU: 0.5, sampler_pool: 1}",
     "training.resources_per_worker={CPU: 0.5, trainer_pool: 1}",
@@ -56,7 +57,7 @@ class SimulatedCluster(JobServer):
         with open(self._log, "a") as log:
             command = ["sh", str(CLUSTER / "simulated.sh"), str(file), *options.split()]
             self._head = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
-        self.seen: list[str] = []
+        self.seen: list[dict] = []
         until(lambda: "Ray runtime started" in self._log.read_text(), 120, self._log.read_text)
 
     def asked(self, path: str) -> dict:
@@ -70,10 +71,10 @@ class SimulatedCluster(JobServer):
         return self.asked(f"/api/jobs/{name}")["status"]
 
     def nodes(self) -> list[str]:
-        """Kinds of the nodes that are alive, the head's left out."""
+        """Kinds of the nodes that are alive, the head's left out; by their resources, for the label is the head's."""
         nodes = self.asked("/api/v0/nodes?detail=1&limit=100")["data"]["result"]["result"]
-        self.seen = [node["labels"]["ray.io/node-group"] for node in nodes if node["state"] == "ALIVE"]
-        return sorted(kind for kind in self.seen if kind != "ray.head.default")
+        self.seen = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        return sorted(kind for kind, pool in KINDS.items() for total in self.seen if pool in total)
 
     def told(self) -> str:
         monitor = Path(self._ray) / "session_latest" / "logs" / "monitor.log"
