@@ -110,7 +110,9 @@ def _position(run_dir: Path) -> int:
 
 
 def _workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(_command(p))]
+    """By Ray's name of the process, or by ours, whichever was set last."""
+    names = ("ray::RayTrainWorker", "ray::trainer-")
+    return [p for p in psutil.Process().children(recursive=True) if " ".join(_command(p)).startswith(names)]
 
 
 def _command(process: psutil.Process) -> list[str]:
