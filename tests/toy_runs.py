@@ -82,6 +82,20 @@ def marked_processes(mark: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if is_ours(process)]
 
 
+def train_workers(processes: list[psutil.Process] | None = None) -> list[psutil.Process]:
+    """The trainer's ranks among these, or below this process: by Ray's name of one or ours, whichever was set last."""
+    found = psutil.Process().children(recursive=True) if processes is None else processes
+    return [process for process in found if command_of(process).startswith(("ray::RayTrainWorker", "ray::trainer-"))]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Empty for one that is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def free_ports(count: int) -> list[int]:
     """Below those that Ray gives its workers."""
     found: list[int] = []

@@ -12,11 +12,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from actors.checkpoints import newest_checkpoint
 from larpo.config import Config
+from tests.toy_runs import train_workers
 
 ROOT = Path(__file__).parents[2]
 START = "from tests.actors.test_elastic_trainer import drive; drive()"
@@ -82,15 +82,15 @@ def drive() -> None:
 
         async def lose_a_node() -> None:
             await _until(lambda: _position(run_dir) >= 2)
-            workers.append(len(_workers()))
+            workers.append(len(train_workers()))
             cluster.remove_node(nodes.pop(), allow_graceful=False)
-            await _until(lambda: len(_workers()) == 1)
+            await _until(lambda: len(train_workers()) == 1)
 
         async def gain_a_node() -> None:
             await _until(lambda: _position(run_dir) >= 3)
-            workers.append(len(_workers()))
+            workers.append(len(train_workers()))
             nodes.append(cluster.add_node(num_cpus=1, resources={"trainer": 1}))
-            await _until(lambda: len(_workers()) == 2)
+            await _until(lambda: len(train_workers()) == 2)
 
         lists = [make_candidate_list(number, (5 + number % 3, 3)) for number in range(LISTS)]
         parts = [lists[:6], lose_a_node, lists[6:9], gain_a_node, lists[9:]]
@@ -107,19 +107,6 @@ def _position(run_dir: Path) -> int:
     """Of the newest committed checkpoint."""
     found = sorted((run_dir / "checkpoints").glob("position-*/manifest.json"))
     return int(found[-1].parent.name.rpartition("-")[2]) if found else 0
-
-
-def _workers() -> list[psutil.Process]:
-    """By Ray's name of the process, or by ours, whichever was set last."""
-    names = ("ray::RayTrainWorker", "ray::trainer-")
-    return [p for p in psutil.Process().children(recursive=True) if " ".join(_command(p)).startswith(names)]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 async def _until(condition) -> None:

@@ -26,7 +26,7 @@ from actors import placement
 from actors.cast import TrainingCast
 from larpo.errors import CheckpointError, TrainingError
 from larpo.home import Home
-from tests.toy_runs import Runs, check_exactly_once
+from tests.toy_runs import Runs, check_exactly_once, command_of, train_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LIMIT_S = 600
@@ -51,15 +51,11 @@ KNOBS = (
 
 def titled(runs: Runs, *begins: str) -> list[psutil.Process]:
     """Processes of a run whose title begins so: Ray's name of the actor or ours, whichever was set last."""
-    return [process for process in runs.processes() if " ".join(process.cmdline()).startswith(begins)]
+    return [process for process in runs.processes() if command_of(process).startswith(begins)]
 
 
 def samplers(runs: Runs) -> list[psutil.Process]:
     return titled(runs, "ray::Sampler", "ray::killed/sampler-")
-
-
-def trainers(runs: Runs) -> list[psutil.Process]:
-    return titled(runs, "ray::RayTrainWorker", "ray::trainer-")
 
 
 def part(title: str, name: str) -> Callable[[Runs], list[psutil.Process]]:
@@ -80,7 +76,7 @@ class Kill:
 
 KILLS = [
     Kill("the reward actor, within a batch", part("RewardActor", "reward-0"), "reward-0"),
-    Kill("a trainer worker", lambda runs: trainers(runs)[:1], "trainer-0", feeds="step"),
+    Kill("a trainer worker", lambda runs: train_workers(runs.processes())[:1], "trainer-0", feeds="step"),
     Kill("the stream's actor", part("ListStream", "stream"), "stream", feeds="step"),
     Kill("the weight store", part("WeightStore", "weights"), "store"),
     Kill(

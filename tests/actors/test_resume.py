@@ -9,12 +9,11 @@ import os
 import signal
 import time
 
-import psutil
 import pytest
 
 from actors.stream import ListStream
 from actors.work import IterationEnd, Journal
-from tests.toy_runs import Runs, check_exactly_once
+from tests.toy_runs import Runs, check_exactly_once, train_workers
 
 
 def test_a_rank_that_died_waiting_takes_no_list_with_it(trainer_config, make_list, tmp_path):
@@ -55,7 +54,7 @@ def test_a_killed_trainer_worker_costs_nothing_but_time(train, trainer_config, m
 
     async def kill_one():
         await _until(lambda: (tmp_path / "killed/checkpoints/position-00000002/manifest.json").exists())
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        workers = train_workers()
         assert len(workers) == 2
         workers[1].kill()
 

@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 
 import peft
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +23,7 @@ from larpo.reward_data import reward_preferences
 from larpo.reward_model import load_trainable
 from larpo.reward_step import planned_batches
 from larpo.reward_training_config import RewardTraining
+from tests.toy_runs import train_workers
 
 ROWS = 14
 RATE = 1e-2
@@ -199,7 +199,7 @@ def test_a_killed_worker_costs_nothing_but_time(local_ray, run_of, tmp_path):
     def kill_one():
         while not (killed.folder / "checkpoints" / "position-00000004" / "manifest.json").exists():
             time.sleep(0.02)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        workers = train_workers()
         workers[-1].kill()
         dead.append(workers[-1].pid)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import psutil
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from larpo.config import Lora
 from larpo.log_probs import plain_log_probs
 from larpo.objectives import lambdarank
 from larpo.policy import load_policy
+from tests.toy_runs import train_workers
 
 FLOAT32, FLOAT32_WIDER, BFLOAT16 = 1e-4, 1e-3, 0.1
 LENGTHS = ((7, 3), (2, 9, 5), (12, 1, 4, 6), (3, 8), (5, 5, 5), (1, 2), (10, 4), (6, 2, 3))
@@ -224,7 +224,7 @@ def test_a_killed_worker_costs_nothing_but_time(train, lora_config, make_list, s
     async def kill_one():
         while not (tmp_path / "killed/checkpoints/position-00000004/manifest.json").exists():
             await asyncio.sleep(0.1)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        workers = train_workers()
         assert len(workers) == 2
         workers[1].kill()
 
