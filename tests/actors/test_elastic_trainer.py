@@ -82,9 +82,10 @@ def drive() -> None:
 
         async def lose_a_node() -> None:
             await _until(lambda: _position(run_dir) >= 2)
-            workers.append(len(train_workers()))
+            ranks = train_workers()
+            workers.append(len(ranks))
             cluster.remove_node(nodes.pop(), allow_graceful=False)
-            await _until(lambda: len(train_workers()) == 1)
+            await _until(lambda: sum(rank.is_running() for rank in ranks) < 2)  # else it may train one step more
 
         async def gain_a_node() -> None:
             await _until(lambda: _position(run_dir) >= 3)
