@@ -7,8 +7,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from actors.cast import Cast
+from actors.following import follow
 from actors.preparation import PreparedRun
 from actors.progress import SAMPLING, Progress
 from actors.sampler import SampleTask
@@ -28,6 +30,7 @@ class Annotation:
     def __init__(self, cast: Cast, progress: Progress, iteration: int) -> None:
         self._cast, self._progress, self._iteration = cast, progress, iteration
         self._run, self._config = cast.run, cast.run.config
+        self._in_flight = self._config.overlap == "async"  # new weights come while it goes on
         self._sampled: asyncio.Queue[CandidateList | None] = asyncio.Queue(self._config.stream.lists_per_part)
         self._memory: Mapping[str, CandidateList] = {}
         self._recent: deque[CandidateList] = deque(maxlen=self._config.stream.lists_per_part)  # to borrow losers from
@@ -39,11 +42,12 @@ class Annotation:
         todo = [prompt for prompt in drawn if prompt.id not in recorded]
         self._memory = await self._remember()
         self._progress.begin(SAMPLING, self._iteration, len(drawn), len(drawn) - len(todo))
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._sample_all(todo))
-            group.create_task(self._rank_all())
-        await self._replay({prompt.id for prompt in drawn} | recorded)
-        await self._cast.call(self._cast.stream.close_iteration, self._iteration)
+        async with follow(self._cast) if self._in_flight else nullcontext():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._sample_all(todo))
+                group.create_task(self._rank_all())
+            await self._replay({prompt.id for prompt in drawn} | recorded)
+            await self._cast.call(self._cast.stream.close_iteration, self._iteration)
 
     async def _remember(self) -> Mapping[str, CandidateList]:
         """What the memory mode keeps of earlier iterations, with the reference log-probabilities computed since."""
@@ -59,10 +63,16 @@ class Annotation:
         async with asyncio.TaskGroup() as group:
             for prompt in prompts:
                 await self._cast.samplers.take_slot()
-                group.create_task(self._sample(prompt))
+                group.create_task(self._sample(prompt, await self._asked(prompt)))
         await self._sampled.put(None)
 
-    async def _sample(self, prompt: Prompt) -> None:
+    async def _asked(self, prompt: Prompt) -> int:
+        """The publication that a prompt is asked at, when its list can be trained before it is too stale."""
+        if not self._in_flight:
+            return 0
+        return await self._cast.call(self._cast.stream.ask, prompt.id, limit_s=math.inf)  # the stream has its own
+
+    async def _sample(self, prompt: Prompt, publication: int) -> None:
         """The prompt keeps its slot until its list is taken for ranking: a full stream holds the sampling back."""
         try:
             candidates = await self._cast.samplers.sample(sample_task(self._run, self._iteration, prompt))
@@ -74,6 +84,7 @@ class Annotation:
                     prompt=prompt,
                     prompt_token_ids=self._run.token_ids[prompt.id],
                     candidates=tuple(candidates),
+                    publication=publication,
                 )
             )
         finally:

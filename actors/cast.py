@@ -31,7 +31,8 @@ class TrainingCast:
 
     def __init__(self, run: PreparedRun, on_failure: Callable[[str, str], None]) -> None:
         self.run, self._timeouts, self._on_failure = run, run.config.timeouts, on_failure
-        self.store = placement.place_store(run.config.training.max_failures, run.home)
+        kept = 2 + run.config.max_staleness * (run.config.overlap == "async")  # so many may be asked for at one time
+        self.store = placement.place_store(run.config.training.max_failures, run.home, kept)
         self.stream = placement.place_stream(run.config, str(run.lists))
         self.trainer: asyncio.Task[None] | None = None
 

@@ -8,6 +8,9 @@ they stream in; when it has published its weights, the samplers take them, and t
 Held-out prompts are evaluated under each iteration's behaviour policy after its annotation, when the samplers would
 only wait for the trainer; so are the snapshots that the trainer writes within the iteration. What is sampled for
 training always comes from the behaviour policy: `update_samplers` stands before each annotation.
+
+With `overlap: async` the trainer publishes within the iteration too, and the annotation hands what is newest to the
+samplers while they sample; so the behaviour policy that an iteration begins with is evaluated before.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from actors import heldout
 from actors.annotation import Annotation
 from actors.cast import Cast
 from actors.checkpoints import newest_at
-from actors.policies import roll_back
+from actors.policies import drop_publications, roll_back
 from actors.preparation import PreparedRun
 from actors.progress import STARTING, TRAINING, Progress
 from actors.results import Results, summarize, write_model
@@ -36,6 +39,9 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
         await heldout.evaluate_missing(cast, progress, first)
         await cast.update_samplers()
     for iteration in range(first, training.iterations):
+        if run.config.overlap == "async":
+            await heldout.evaluate_beginning(cast, progress, iteration)
+            await cast.update_samplers()
         await Annotation(cast, progress, iteration).annotate()
         if iteration == 0 or run.config.evaluation.each_iteration:
             await heldout.evaluate(cast, progress, Point(iteration))
@@ -44,6 +50,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
             return await cast.end_training()
         await cast.update_samplers()
         heldout.drop_evaluated(run, iteration + 1)
+        drop_publications(run.home)
         progress.log("iteration", progress.busy(), iteration=iteration)
         await cast.keep_rewards()
     await heldout.evaluate(cast, progress, Point(training.iterations))

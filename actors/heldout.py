@@ -71,6 +71,14 @@ async def evaluate_missing(cast: Cast, progress: Progress, before: int) -> None:
         await _evaluate_from_disk(cast, progress, point)
 
 
+async def evaluate_beginning(cast: Cast, progress: Progress, iteration: int) -> None:
+    """The behaviour policy that an iteration begins with; afterwards the samplers may hold it, or newer weights."""
+    if iteration == 0:
+        await evaluate(cast, progress, BASE)
+    elif cast.run.config.evaluation.each_iteration:
+        await _evaluate_from_disk(cast, progress, Point(iteration))
+
+
 async def evaluate_snapshots(cast: Cast, progress: Progress, iteration: int) -> None:
     """The snapshots of `iteration` that wait, in order of step; the samplers are left at the newest of them."""
     for point in snapshots(cast.run.folder):

@@ -6,9 +6,10 @@ are on disk, so that `restore` rolls the queue back to any journal.
 
 from __future__ import annotations
 
+import math
 import random
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work, read_references
@@ -17,6 +18,7 @@ from larpo.lists import training_list
 from larpo.memory import with_references
 from larpo.objective_table import get_spec
 from larpo.records import list_parts, read_lists
+from larpo.staleness import staleness
 from larpo.types import CandidateList, stable_hash
 
 
@@ -31,6 +33,9 @@ class ListQueue:
         self._journal = Journal()
         self._ended = False
         self._behind: dict[str, float] = {}  # prompt id -> share of its pass behind its list, dropped lists too
+        self._bound = staleness(config)
+        self.asked: dict[str, int] = {}  # with a bound: prompts that samplers have -> publication they were asked at
+        self.samplers_at = 0  # publication whose weights every sampler has
         self.restored = False
         self.dropped: dict[str, int] = {}
         self.references = read_references(lists_folder.parent)
@@ -44,6 +49,7 @@ class ListQueue:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         self._opened = iteration
         self.dropped, self._behind = {}, {}
+        self.asked, self.samplers_at = {}, 0
         self._enqueue_recorded()
         return tuple(record.prompt.id for record in self._recorded(iteration))
 
@@ -63,6 +69,7 @@ class ListQueue:
     def place(self, lists: Sequence[CandidateList]) -> None:
         """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
         for item in lists:
+            self.asked.pop(item.prompt.id, None)
             place = len(self._behind) + 1
             self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
 
@@ -77,6 +84,29 @@ class ListQueue:
             elif count_dropped:
                 self.dropped[reason] = self.dropped.get(reason, 0) + 1
         return trainable
+
+    def may_ask(self) -> bool:
+        """With a bound: whether one more prompt can be asked for, and its list be trained in time."""
+        if not self.restored or (self._iteration, self._epoch) != (self._opened, 0):
+            return False
+        assert self._bound is not None
+        waiting = _publications(self._queue) + Counter(self.asked.values())
+        waiting[self._publication()] += 1
+        most = max(self._config.stream.capacity, self._config.training.lists_per_step)
+        return waiting.total() <= most and self._bound.fits(self._step(), waiting)
+
+    def ask(self, prompt_id: str) -> int:
+        """A prompt goes to the samplers; returns the publication it counts as."""
+        return self.asked.setdefault(prompt_id, self._publication())
+
+    def _publication(self) -> int:
+        """That of the samplers, but none that the trainer has gone back behind."""
+        return min(self.samplers_at, self._published_before(0))
+
+    def _step(self) -> int:
+        """Number of the next step within the iteration; its epochs but the first have no bound."""
+        assert self._bound is not None
+        return self._bound.steps(len(self._journal.used(self._iteration, 0)))
 
     # The trainer's side.
 
@@ -100,9 +130,23 @@ class ListQueue:
             return True
         if self._opened < self._iteration:
             return False
-        closed = self._closed >= self._iteration
+        if self._closed >= self._iteration:
+            return True
         full_step = len(self._queue) >= self._config.training.lists_per_step
-        return closed or (full_step and self._config.overlap == "stream")
+        return full_step and self._config.overlap != "none" and self._leaves_time()
+
+    def _leaves_time(self) -> bool:
+        """Whether lists that are still with the samplers can be trained in time after a step of those that wait."""
+        if self._bound is None or not self.asked:
+            return True
+        _, left = self._next_lists()
+        return self._bound.fits(self._step() + 1, _publications(left) + Counter(self.asked.values()))
+
+    def _next_lists(self) -> tuple[list[CandidateList], list[CandidateList]]:
+        """Those of the next step, and the others: first come first, or with a bound the oldest first."""
+        lists = sorted(self._queue, key=_deadline) if self._bound is not None else list(self._queue)
+        count = self._config.training.lists_per_step
+        return lists[:count], lists[count:]
 
     def form(self, position: int) -> tuple[Work, list[CandidateList]]:
         """The work at the next position, and the lists of all ranks in it."""
@@ -112,28 +156,44 @@ class ListQueue:
             self._start_epoch(self._epoch + 1)
         if not self._queue:
             return self._end_iteration(position), []
-        count = min(self._config.training.lists_per_step, len(self._queue))
-        lists = [self._queue.popleft() for _ in range(count)]
-        key = f"{self._iteration}/{self._epoch}"
-        used = self._journal.used(self._iteration, self._epoch) + tuple(item.prompt.id for item in lists)
-        consumed = {**self._journal.consumed, key: used}
-        self._journal = Journal(position + 1, self._iteration, self._epoch, consumed)
-        share = self._planned_share(lists[-1])
-        return StepWork(position, self._iteration, self._epoch, (), count, share, self._journal), lists
+        lists, left = self._next_lists()
+        self._queue = deque(left)
+        work = StepWork(
+            position=position,
+            iteration=self._iteration,
+            epoch=self._epoch,
+            lists=(),
+            prompt_ids=tuple(item.prompt.id for item in lists),
+            planned_share=self._planned_share(lists),
+            publication=self._published_before(0),
+            publishes=self._published_before(1) > self._published_before(0) and not self._is_last,
+        )
+        self._journal = self._journal.after(work)
+        return work, lists
+
+    def _published_before(self, steps: int) -> int:
+        """Publications of the iteration before the step that comes after so many more; 0 without a bound."""
+        return 0 if self._bound is None else self._bound.publication(self._step() + steps)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether nothing of the iteration is left."""
+        return self._closed >= self._iteration and not self._queue
 
     def _end_iteration(self, position: int) -> IterationEnd:
-        ended = self._iteration
-        self._iteration, self._epoch = ended + 1, 0
-        self._journal = Journal(position + 1, self._iteration, 0, self._journal.consumed)
+        work = IterationEnd(position, self._iteration)
+        self._journal = self._journal.after(work)
+        self._iteration, self._epoch = self._journal.iteration, 0
         self.dropped, self._behind = {}, {}
         self._enqueue_recorded()
-        return IterationEnd(position, ended, self._journal)
+        return work
 
-    def _planned_share(self, last: CandidateList) -> float:
-        """Share of the planned passes behind a step that ends with this list, whatever was dropped before it."""
+    def _planned_share(self, lists: Sequence[CandidateList]) -> float:
+        """Share of the planned passes behind a step of these lists, whatever was dropped before them."""
         training = self._config.training
         passes = self._iteration * training.epochs + self._epoch
-        return (passes + self._behind[last.prompt.id]) / (training.iterations * training.epochs)
+        furthest = max(self._behind[item.prompt.id] for item in lists)
+        return (passes + furthest) / (training.iterations * training.epochs)
 
     def _start_epoch(self, epoch: int) -> None:
         """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
@@ -160,3 +220,13 @@ class ListQueue:
         """Lists of the first epoch, each once, whether it came from the conductor or from disk."""
         taken = set(self._journal.used(self._iteration, 0)) | {item.prompt.id for item in self._queue}
         self._queue.extend(item for item in lists if item.prompt.id not in taken)
+
+
+def _deadline(item: CandidateList) -> float:
+    """Lists without a fresh candidate have none: what is remembered is old by design."""
+    return item.publication if item.is_fresh else math.inf
+
+
+def _publications(lists: Iterable[CandidateList]) -> Counter[int]:
+    """How many lists with a deadline are of each publication."""
+    return Counter(item.publication for item in lists if item.is_fresh)

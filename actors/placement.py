@@ -151,11 +151,12 @@ def _local_gpus() -> dict[str, float]:
     return {"GPU": float(count)} if count else {}
 
 
-def place_store(restarts: int = 0, home: Home | None = None) -> Any:
+def place_store(restarts: int = 0, home: Home | None = None, keep: int = 2) -> Any:
     import ray
 
     where = {**_beside_driver(), **_started_again(restarts)}
-    return ray.remote(WeightStore).options(num_cpus=0, name=actor_name("weights"), **where).remote(RayMemo(), home)
+    store = ray.remote(WeightStore).options(num_cpus=0, name=actor_name("weights"), **where)
+    return store.remote(RayMemo(), home, keep)
 
 
 def _started_again(restarts: int) -> dict[str, int]:
@@ -194,7 +195,7 @@ def place_sampler(
 
     asked = _asked(config.samplers.resources)
     actor = ray.remote(Sampler).options(**asked, max_concurrency=10_000, name=actor_name(name))
-    return actor.remote(options, policy, store)
+    return actor.remote(options, policy, store, config.weights.on_update == "finish")
 
 
 def place_scorer(config: Config, policy: PreparedPolicy) -> Any:

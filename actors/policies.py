@@ -1,7 +1,8 @@
 """Trained policies on disk: where each lies, where its held-out result lies, and which are kept.
 
-The trainer writes both kinds of folder in the same form (`PublishedFolder`): the policy at an iteration's end, which
-becomes the next behaviour policy, and snapshots within an iteration, which are evaluated and dropped.
+The trainer writes all kinds of folder in the same form (`PublishedFolder`): the policy at an iteration's end, which
+becomes the next behaviour policy; snapshots within an iteration, which are evaluated and dropped; and publications
+within an iteration, which are dropped for the next (`overlap: async`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ def weights_folder(run_dir: Path, point: Point) -> Path:
     if point.step:
         return run_dir / "checkpoints" / f"snapshot-{_name(point)}"
     return policy_folder(run_dir, point.iteration)
+
+
+def publication_folder(run_dir: Path, point: Point) -> Path:
+    """Where weights lie that samplers take within an iteration."""
+    return run_dir / "checkpoints" / f"publication-{_name(point)}"
+
+
+def drop_publications(home: Home, keep: Path | None = None) -> None:
+    """Drop all, or those before the newest."""
+    for folder in (home.folder / "checkpoints").glob("publication-*[0-9]"):
+        if folder != keep:
+            home.discard(folder)
 
 
 def result_file(run_dir: Path, point: Point) -> Path:
@@ -63,7 +76,8 @@ def is_written(run_dir: Path, point: Point) -> bool:
 
 def highest_version(run_dir: Path) -> int:
     """The highest weight version of the policies on disk; 0 when there are none."""
-    folders = [path for kind in ("policy", "snapshot") for path in (run_dir / "checkpoints").glob(f"{kind}-*[0-9]")]
+    kinds = ("policy", "snapshot", "publication")
+    folders = [path for kind in kinds for path in (run_dir / "checkpoints").glob(f"{kind}-*[0-9]")]
     versions = [0]
     for folder in folders:
         with suppress(FileNotFoundError):  # dropped meanwhile

@@ -173,7 +173,8 @@ class SamplerPool(Membership):
         await asyncio.gather(*(self._update(member) for member in working))
 
     async def _update(self, member: Member) -> None:
-        actor, limit = member.actor, self._timeouts.weights_s
+        actor = member.actor
+        limit = self._timeouts.weights_s + self._samplers.lease_s * bool(member.in_flight)  # which may end first
         if not member.is_leaving:
             member.status = "updating"
         try:

@@ -50,10 +50,13 @@ class SamplerStats:
 
 
 class Sampler:
-    """Wrapped by `ray.remote` where it is placed. `store` is a handle to a `WeightStore`."""
+    """Wrapped by `ray.remote` where it is placed. `store` is a handle to a `WeightStore`.
 
-    def __init__(self, options: EngineOptions, policy: PreparedPolicy, store: Any) -> None:
-        self._options, self._policy, self._store = options, policy, store
+    `finishes`: responses that have begun end before new weights are swapped in; else they go on under them.
+    """
+
+    def __init__(self, options: EngineOptions, policy: PreparedPolicy, store: Any, finishes: bool = True) -> None:
+        self._options, self._policy, self._store, self._finishes = options, policy, store, finishes
         self._version = 0
         self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = self._asleep_since = 0.0
@@ -61,6 +64,9 @@ class Sampler:
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
+        self._takes_prompts, self._idle = asyncio.Event(), asyncio.Event()
+        self._takes_prompts.set()
+        self._idle.set()
         self._doing = "starts"
         show_title(self.doing)
 
@@ -87,6 +93,7 @@ class Sampler:
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """All responses to one prompt, in the order of `task.counts`."""
+        await self._takes_prompts.wait()
         self._attempts += 1
         attempt = self._attempts
         with self._busy():
@@ -111,7 +118,7 @@ class Sampler:
         return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(samples)]
 
     async def update(self, version: int) -> int:
-        """Pull the weights of that version and swap them in under running requests; returns the version in use."""
+        """Pull the weights of that version while requests run, and swap them in; returns the version in use."""
         async with self._updating:
             if version != self._version:
                 started, self._doing = time.time(), f"takes weights v{version}"
@@ -138,12 +145,16 @@ class Sampler:
         folder = shared_memory_folder()
         pairs = list(zip(buckets, data, strict=True))
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
-        pulled = time.time()
+        self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in buckets)
         try:
+            if self._finishes:
+                self._takes_prompts.clear()
+                await self._idle.wait()
+            held = time.time()
             await self._engine.update_weights(version, paths)
-            self._pull_seconds, self._pause_seconds = pulled - started, time.time() - pulled
-            self._pull_bytes = sum(bucket.nbytes for bucket in buckets)
+            self._pause_seconds = time.time() - held
         finally:
+            self._takes_prompts.set()
             for path in paths:
                 path.unlink(missing_ok=True)
 
@@ -191,11 +202,13 @@ class Sampler:
         if self._in_flight == 0:
             self._busy_since = time.time()
         self._in_flight += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
+                self._idle.set()
                 self._close_span(time.time())
 
     def _close_span(self, now: float) -> None:

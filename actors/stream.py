@@ -5,7 +5,7 @@ the others get their share of the same. Work is one optimizer step, the end of a
 that a rank that waits for lists is not inside a collective. The trainer's checkpoint holds the `Journal`; giving it
 back with `restore` rolls the stream back to that point.
 
-The `ListQueue` knows what comes next; here is who waits for it, how long, and what the ranks report.
+The `ListQueue` knows what comes next, `Patience` how long to wait for it; here is who asks, and what the ranks report.
 
 Ray starts the actor again when its process dies, and repeats the calls that were lost with it: all of them may come
 twice. The memo and the lists on disk tell the new process how far the conductor is; the ranks hear that their lineage
@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from actors.list_queue import ListQueue
 from actors.memo import Memo
+from actors.patience import Patience
 from actors.policies import roll_back
 from actors.titles import show_title
 from actors.vitals import vitals
 from actors.waits import Waits
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
-from larpo.errors import PhaseTimeout, TrainingError
+from larpo.errors import TrainingError
 from larpo.home import home_of
 from larpo.home_sessions import fence
 from larpo.packing import deal
@@ -46,16 +47,15 @@ class ListStream:
         self._check_ours = fence(self._home)
         self._queue = ListQueue(config, self._folder)
         self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
-        self._changed = asyncio.Condition()
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = Waits()
         self._reports: list[Mapping[str, Any]] = []
         self._alarms: list[str] = []
-        self._error: str | None = None
-        self._heard = time.monotonic()  # from any rank
-        self._progressed = time.monotonic()  # lists came, or work was formed
         self._asking = 0  # ranks that wait for work
+        self._patience = Patience(config.timeouts.stream_idle_s, lambda: self._queue.restored and not self._asking)
+        self._changed = self._patience.changed
+        self._published: tuple[int, int] | None = None  # within the open iteration: version, and which publication
         self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are on disk
         self._failures: list[Failure] = []
         self._opened, self._closed, self._ended = -1, -1, False
@@ -78,15 +78,21 @@ class ListStream:
         async with self._changed:
             recorded = self._queue.open(iteration)
             self._recorded = set(recorded)
-            self._opened = iteration
+            self._opened, self._published = iteration, None
             self._remember()
-            self._progress()
+            self._patience.progress()
         return recorded
 
     def _remember(self) -> None:
         if self._memo is not None:
-            known = {"opened": self._opened, "closed": self._closed, "ended": self._ended, "trained": self._trained}
-            self._memo.write(known)
+            known: dict[str, Any] = {
+                "opened": self._opened,
+                "closed": self._closed,
+                "ended": self._ended,
+                "trained": self._trained,
+            }
+            known |= {"asked": self._queue.asked, "samplers_at": self._queue.samplers_at}
+            self._memo.write(known | {"published": self._published})
 
     def _go_on(self, known: Mapping[str, Any]) -> None:
         """What the process before this one knew, where there was one; a list that it wrote may not be at the home."""
@@ -97,12 +103,44 @@ class ListStream:
         self._trained = known["trained"]
         if self._opened >= 0:
             self._recorded = set(self._queue.open(self._opened))
+            asked = known["asked"].items()
+            self._queue.asked = {prompt: at for prompt, at in asked if prompt not in self._recorded}
+            self._queue.samplers_at = known["samplers_at"]
+            self._published = known["published"] and tuple(known["published"])
         self._queue.close(self._closed)
         if self._ended:
             self._queue.end()
 
+    async def ask(self, prompt_id: str) -> int:
+        """With `overlap: async`: wait until this prompt may go to the samplers; returns the publication it counts as.
+
+        Until its list is offered, the trainer leaves time for it.
+        """
+        with self._waits.of("producer"):
+            async with self._changed:
+                known = self._queue.asked
+                await self._patience.wait(lambda: prompt_id in known or self._queue.may_ask(), "room for a prompt")
+                publication = self._queue.ask(prompt_id)
+                self._remember()
+        return publication
+
+    async def wait_published(self, version: int, timeout_s: float) -> tuple[int, int] | None:
+        """The newest weights published within the open iteration, version and publication, when not `version`."""
+        await self._patience.wait_for(lambda: self._published is not None and self._published[0] != version, timeout_s)
+        return self._published
+
+    async def samplers_took(self, publication: int) -> None:
+        """Every sampler has the weights of that publication, or newer ones."""
+        async with self._changed:
+            self._queue.samplers_at = publication
+            self._remember()
+            self._patience.progress()
+
     async def offer(self, lists: Sequence[CandidateList]) -> None:
-        """Write the lists to disk, and to the run's home; then wait for room for those that carry a signal."""
+        """Write the lists to disk, and to the run's home; then wait for room for those that carry a signal.
+
+        With `overlap: async` there is: it was waited for before their prompts were asked for.
+        """
         lists = [item for item in lists if item.prompt.id not in self._recorded]  # else a call that Ray repeats
         if not lists:
             return
@@ -111,12 +149,12 @@ class ListStream:
         trainable = self._queue.trainable(lists)
         with self._waits.of("producer"):
             async with self._changed:
-                self._progress()
+                self._patience.progress()
                 self._queue.place(lists)
                 if self._config.overlap == "stream":
-                    await self._wait(lambda: self._has_room(len(trainable)), "room in the stream")
+                    await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
                 self._queue.append(trainable)
-                self._progress()
+                self._patience.progress()
 
     def _keep(self, lists: Sequence[CandidateList]) -> None:
         self._check_ours()
@@ -135,18 +173,13 @@ class ListStream:
         waiting = len(self._queue)
         return waiting + arriving <= self._config.stream.capacity or waiting < self._config.training.lists_per_step
 
-    def _progress(self) -> None:
-        """Something moved: whoever waits looks again, and its patience begins anew."""
-        self._progressed = time.monotonic()
-        self._changed.notify_all()
-
     async def close_iteration(self, iteration: int) -> None:
         """No more lists of this iteration will be offered."""
         async with self._changed:
             self._queue.close(iteration)
             self._closed = iteration
             self._remember()
-            self._progress()
+            self._patience.progress()
 
     async def end_run(self) -> None:
         """The run ends early: after the step in progress the ranks hear that nothing is left to train."""
@@ -154,30 +187,22 @@ class ListStream:
             self._queue.end()
             self._ended = True
             self._remember()
-            self._progress()
+            self._patience.progress()
 
     async def fail(self, message: str) -> None:
         """Wake every rank that waits, with the cause why no list will come."""
         async with self._changed:
-            self._error = self._error or message
+            self._patience.error = self._patience.error or message
             self._changed.notify_all()
 
     async def wait_trained(self, iteration: int, timeout_s: float) -> bool:
         """Whether the trainer has reported the end of the iteration, waiting for it at most `timeout_s`."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._error is not None or self._trained >= iteration), timeout_s
-                )
-            except TimeoutError:
-                return False
-        self._raise_error()
-        return True
+        return await self._patience.wait_for(lambda: self._trained >= iteration, timeout_s)
 
     async def status(self, moving: bool = False) -> StreamStatus:
         """What the monitor shows; `moving` tells that the samplers are at work, if only on held-out prompts."""
         if moving:
-            self._progressed = time.monotonic()
+            self._patience.moved()
         reports, self._reports = tuple(self._reports), []
         alarms, self._alarms = tuple(self._alarms), []
         failures, self._failures = tuple(self._failures), []
@@ -188,10 +213,10 @@ class ListStream:
             dropped=dict(self._queue.dropped),
             trained_iterations=self._trained + 1,
             trainer_started=self._queue.restored,
-            trainer_silent_s=0.0 if self._asking else time.monotonic() - self._heard,
+            trainer_silent_s=0.0 if self._asking else time.monotonic() - self._patience.heard,
             reports=reports,
             alarms=alarms,
-            error=self._error,
+            error=self._patience.error,
             failures=failures,
             vitals=vitals(),
         )
@@ -208,7 +233,7 @@ class ListStream:
         `step` is the optimizer step that a rank on another node has gone back to: it cannot roll back this node's
         policies and results.
         """
-        self._heard = time.monotonic()
+        self._patience.heard = time.monotonic()
         if step is not None and self._home.elsewhere:
             await asyncio.to_thread(roll_back, self._home, journal.iteration, step)
         async with self._changed:
@@ -216,7 +241,7 @@ class ListStream:
             self._queue.restore(journal)
             self._trained = journal.iteration - 1
             self._rollbacks += 1
-            self._progress()
+            self._patience.progress()
 
     async def next_work(self, rank: int, ranks: int, position: int) -> Work:
         """This rank's share of the work at `position`, formed when the first rank asks.
@@ -231,7 +256,7 @@ class ListStream:
         try:
             with self._waits.of("consumer") if rank == 0 else nullcontext():
                 async with self._changed:
-                    await self._wait(
+                    await self._patience.wait(
                         lambda: self._rollbacks > rollbacks or position in self._works or self._queue.is_ready(),
                         "lists",
                     )
@@ -242,7 +267,7 @@ class ListStream:
                     work, lists = self._work_at(position)
         finally:
             self._asking -= 1
-            self._heard = time.monotonic()
+            self._patience.heard = time.monotonic()
         if not isinstance(work, StepWork):
             return work
         shares = deal([_tokens(item) for item in lists], ranks)
@@ -254,7 +279,7 @@ class ListStream:
         if position not in self._works:
             self._works = {p: work for p, work in self._works.items() if p == position - 1}
             self._works[position] = self._queue.form(position)
-            self._progress()
+            self._patience.progress()
         return self._works[position]
 
     async def report(
@@ -264,10 +289,17 @@ class ListStream:
         alarms: Sequence[str] = (),
     ) -> None:
         """A rank's record of a step, the reference log-probabilities it computed, and what the user should know."""
-        self._heard = time.monotonic()
+        self._patience.heard = time.monotonic()
         self._reports.append(record)
         self._queue.references.update(references)
         self._alarms.extend(alarms)
+
+    async def published(self, version: int, publication: int) -> None:
+        """The trainer has published weights within an iteration."""
+        async with self._changed:
+            self._published = (version, publication)
+            self._remember()
+            self._patience.progress()
 
     async def group_failed(self, failures: Sequence[Failure]) -> None:
         """Ranks that ended before their time; Ray Train starts the group again, or gives up."""
@@ -287,28 +319,6 @@ class ListStream:
 
     def _keep_references(self, references: Mapping[str, tuple[float, str]]) -> None:
         self._home.push(write_references(self._home.folder, references))
-
-    async def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        """Until `ready`, as long as something moves within `timeouts.stream_idle_s`, or the trainer is at work.
-
-        Whether that work takes too long is the monitor's to tell.
-        """
-        limit, started = self._config.timeouts.stream_idle_s, time.monotonic()
-        while True:
-            moved = max(started, self._progressed, self._heard)
-            try:
-                left = max(0.05, moved + limit - time.monotonic())
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._error is not None or ready()), left)
-                return self._raise_error()
-            except TimeoutError as error:
-                busy = self._queue.restored and not self._asking
-                if not busy and max(self._progressed, self._heard) <= moved:
-                    message = f"waited for {what}, and nothing moved for {limit:g} s (timeouts.stream_idle_s)"
-                    raise PhaseTimeout(message) from error
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise TrainingError(self._error)
 
 
 def _tokens(item: CandidateList) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.policies import highest_version, is_written, policy_folder, result_file, roll_back, weights_folder
+from actors.policies import policy_folder, roll_back
 from actors.rank_home import RankHome
 from actors.titles import show_title
 from actors.vitals import vitals
@@ -22,6 +22,7 @@ from larpo.best_policy import Point
 from larpo.config import Config
 from larpo.home import Home, home_of
 from larpo.policy import PreparedPolicy, folder_on_this_node
+from larpo.staleness import staleness
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Rank:
         import ray.train
 
         from actors.given_evaluation import HeldoutLists
+        from actors.publishing import Publisher
         from actors.trainer_engine import TrainerEngine
         from actors.turns import Visits
         from actors.zero_engine import gather
@@ -74,7 +76,7 @@ class Rank:
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._spans: list[tuple[str, float, float]] = []
         self._visits = Visits(spec.turns, spec.config.timeouts)
-        self._position = self._step = self._version = self._since_publish = self._bad_steps = 0
+        self._position = self._step = self._since_publish = self._bad_steps = 0
         self._saved = 0  # position of the newest checkpoint
         self._journal = Journal()
         self._visits.enter()
@@ -83,18 +85,21 @@ class Rank:
         self._engine = TrainerEngine(spec.config, folder_on_this_node(spec.policy), self._rank, self._ranks)
         self._home = RankHome(spec.home.on_this_node(), self._rank, gather)
         self._run_dir = self._home.home.folder
+        self._publisher = Publisher(self._engine, self._home, self._rank, spec.store, spec.stream, self._call)
         self._restore()
         self._load_reference()
         self._span("start", started)
         self._heldout = HeldoutLists(spec.config, self._home, self._rank, self._ranks)
         self._heldout.forget_after(self._journal.iteration)
-        if self._since_publish == 0:  # else the policy of the iteration's beginning was judged before its first step
+        if (
+            self._journal.begins_iteration
+        ):  # else the policy of the iteration's beginning was judged before its first step
             self._judge()
         self._visits.leave(self._engine)
 
     def doing(self) -> str:
         """For its process's title."""
-        where = f"iteration {self._journal.iteration + 1}, after step {self._step}, weights v{self._version}"
+        where = f"iteration {self._journal.iteration + 1}, after step {self._step}, weights v{self._publisher.version}"
         return f"trainer-{self._rank} of {Path(self._spec.run_dir).name}: {self._doing}, {where}"
 
     def run(self) -> None:
@@ -133,8 +138,8 @@ class Rank:
         started = time.time()
         rate = learning_rate(self._config.training.optimizer, work.planned_share)
         on_policy = self._since_publish == 0
-        metrics, references = self._engine.step(work, rate, self._reference_name, self._version, on_policy)
-        self._journal = work.journal
+        metrics, references = self._engine.step(work, rate, self._reference_name, on_policy)
+        self._journal = self._journal.after(work)
         self._step += 1
         self._since_publish += 1
         self._span("train", started)
@@ -145,6 +150,14 @@ class Rank:
         self._check_bad_steps(metrics)
         if self._step % self._config.checkpoints.every_steps == 0 or self._is_evaluated():
             self._checkpoint(work.position + 1)
+        if work.publishes:
+            self._publish_within(work.publication + 1)
+
+    def _publish_within(self, publication: int) -> None:
+        started = time.time()
+        self._publisher.within_iteration(Point(self._journal.iteration, self._step), publication)
+        self._since_publish = 0
+        self._span("publish", started)
 
     def _is_evaluated(self) -> bool:
         """Whether the policy of this step is one that `evaluation.every_steps` names."""
@@ -156,22 +169,11 @@ class Rank:
 
         Their step has a checkpoint already, so that no result is of a step that is rolled back.
         """
-        if not self._is_evaluated() or self._since_publish == 0:  # an iteration's end is evaluated by itself
-            return
-        point = Point(iteration, self._step)
-        known = is_written(self._run_dir, point) or result_file(self._run_dir, point).exists()  # before a restart
-        if self._engine.maximum([int(known)])[0]:
+        if not self._is_evaluated() or self._journal.begins_iteration:  # an iteration's end is evaluated by itself
             return
         started = time.time()
-        folder = weights_folder(self._run_dir, point)
-        self._write_policy(folder, self._next_version())
-        if self._home.home.elsewhere and self._rank == 0:
-            self._call(self._spec.store.fetch_folder, self._home.home.name(folder))
-        self._span("publish", started)
-
-    def _write_policy(self, folder: Path, version: int) -> None:
-        self._engine.write_policy(folder, version)
-        self._home.publish(folder)
+        if self._publisher.snapshot(Point(iteration, self._step)):
+            self._span("publish", started)
 
     def _report(self, work: StepWork, metrics: dict[str, float], references: dict) -> None:
         """Every rank hands over the references it computed; rank 0 speaks for the step."""
@@ -204,14 +206,12 @@ class Rank:
 
     def _end_iteration(self, work: IterationEnd) -> None:
         started = time.time()
-        self._journal = work.journal
-        version = self._next_version()
-        folder = policy_folder(self._run_dir, work.iteration + 1)
-        self._write_policy(folder, version)
-        self._version, self._since_publish = version, 0
+        self._journal = self._journal.after(work)
+        folder = self._publisher.end_of_iteration(work.iteration)
+        self._since_publish = 0
         self._span("publish", started)
         self._checkpoint(work.position + 1)
-        self._publish(folder)
+        self._publisher.hand_over(folder)
         self._judge()
         self._send({})
         if self._spec.turns is not None:  # the samplers are told when the GPU is theirs
@@ -228,17 +228,6 @@ class Rank:
         if self._heldout.evaluate(self._engine, self._journal.iteration, self._reference_name):
             self._span("evaluate", started)
 
-    def _publish(self, folder: Path) -> None:
-        """Hand a written policy to the store, unless it has that version already."""
-        from actors.weights import published_version
-
-        self._engine.barrier()
-        if self._rank == 0:
-            version = published_version(folder)
-            if self._call(self._spec.store.newest) < version:
-                self._call(self._spec.store.publish_folder, version, self._home.home.name(folder))
-        self._engine.barrier()
-
     def _checkpoint(self, position: int) -> None:
         """Written by every rank, committed by rank 0; the newest few are kept."""
         from actors.checkpoints import TrainerState, checkpoint_folder
@@ -247,7 +236,7 @@ class Rank:
         folder = checkpoint_folder(self._home.checkpoints, position)
         self._engine.save(folder)
         journal = replace(self._journal, position=position)
-        state = TrainerState(self._step, self._version, self._since_publish, journal)
+        state = TrainerState(self._step, self._publisher.version, self._since_publish, journal)
         self._home.commit(folder, state, self._config.checkpoints.keep)
         self._saved = position
         self._span("checkpoint", started)
@@ -259,12 +248,12 @@ class Rank:
         if found is not None:
             folder, state, damaged = found
             self._engine.load(folder)
-            self._step, self._version = state.step, state.version
+            self._step, self._publisher.version = state.step, state.version
             self._since_publish, self._journal = state.steps_since_publish, state.journal
             self._position = self._saved = state.journal.position
             notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
             if self._journal.iteration > 0:
-                self._publish(policy_folder(self._run_dir, self._journal.iteration))
+                self._publisher.hand_over(policy_folder(self._run_dir, self._journal.iteration))
         if self._ranks < self._config.training.workers:
             notes.append(f"the trainer goes on with {self._ranks} of {self._config.training.workers} workers")
         self._engine.barrier()
@@ -273,6 +262,16 @@ class Rank:
             self._call(self._spec.stream.restore, self._journal, self._step)
             self._send({}, alarms=notes)
         self._engine.barrier()
+        self._publish_again()
+
+    def _publish_again(self) -> None:
+        """Samplers may not have what this iteration had published: they get the weights of the checkpoint for it."""
+        bound = staleness(self._config)
+        if bound is None or self._journal.epoch > 0:
+            return
+        publication = bound.publication(bound.steps(len(self._journal.used(self._journal.iteration, 0))))
+        if publication > 0:
+            self._publish_within(publication)
 
     def _load_reference(self) -> None:
         """The reference of this iteration: the initial model, or the iteration's behaviour policy."""
@@ -285,11 +284,6 @@ class Rank:
             name = f"{name}@{published_version(weights)}"
         self._reference_name = name
         self._engine.load_reference(weights)
-
-    def _next_version(self) -> int:
-        """A number that no publication has had; the ranks agree on it before one of them writes a folder."""
-        written = highest_version(self._run_dir)  # before the store: what is dropped was lent before
-        return 1 + self._engine.maximum([max(self._version, written, self._call(self._spec.store.highest))])[0]
 
     def _span(self, kind: str, started: float) -> None:
         self._spans.append((kind, started, time.time()))

@@ -100,7 +100,7 @@ class TrainerEngine(ZeroEngine):
         return WholeReference(self._load_model(self.device), self._config, self._ranks)
 
     def step(
-        self, work: StepWork, rate: float, reference_name: str, version: int, on_policy: bool
+        self, work: StepWork, rate: float, reference_name: str, on_policy: bool
     ) -> tuple[dict[str, float], dict[str, tuple[float, str]]]:
         """One optimizer step; returns the global metrics, and the reference log-probabilities newly computed."""
         self.set_rate(rate)
@@ -121,7 +121,7 @@ class TrainerEngine(ZeroEngine):
             shared_tokens=self._shared_tokens,
         )
         norm, applied = self.apply()
-        own, stalest = rank_sums(outcomes, version)
+        own, stalest = rank_sums(outcomes, work.publication)
         sums = dict(zip(SUMS, self.total([own[name] for name in SUMS]), strict=True))
         per = self._objective.spec.per
         metrics = step_metrics(sums, self.maximum([stalest])[0], on_policy=on_policy, per=per)

@@ -15,7 +15,10 @@ from larpo.types import CandidateList
 
 @dataclass(frozen=True)
 class Journal:
-    """Where the trainer is: the next position, and which prompts each (iteration, epoch) has consumed."""
+    """Where the trainer is: the next position, and which prompts each (iteration, epoch) has consumed.
+
+    It grows with the run: stream and ranks keep their own, and work brings what it adds.
+    """
 
     position: int = 0
     iteration: int = 0
@@ -24,6 +27,19 @@ class Journal:
 
     def used(self, iteration: int, epoch: int) -> tuple[str, ...]:
         return self.consumed.get(f"{iteration}/{epoch}", ())
+
+    @property
+    def begins_iteration(self) -> bool:
+        """Whether nothing of the iteration is trained yet."""
+        return self.epoch == 0 and not self.used(self.iteration, 0)
+
+    def after(self, work: StepWork | IterationEnd) -> Journal:
+        """The journal when that work, which is the one at its position, is done."""
+        if isinstance(work, IterationEnd):
+            return Journal(work.position + 1, work.iteration + 1, 0, self.consumed)
+        used = self.used(work.iteration, work.epoch) + work.prompt_ids
+        consumed = {**self.consumed, f"{work.iteration}/{work.epoch}": used}
+        return Journal(work.position + 1, work.iteration, work.epoch, consumed)
 
 
 @dataclass(frozen=True)
@@ -34,9 +50,15 @@ class StepWork:
     iteration: int
     epoch: int
     lists: tuple[CandidateList, ...]
-    list_count: int  # of the global batch: the divisor of the loss
+    prompt_ids: tuple[str, ...]  # of the global batch
     planned_share: float  # share of the run's planned lists behind this step, for the schedule
-    journal: Journal  # after this step
+    publication: int = 0  # publications within the iteration before this step (overlap: async)
+    publishes: bool = False  # the weights after this step are published
+
+    @property
+    def list_count(self) -> int:
+        """Lists of the global batch: the divisor of the loss."""
+        return len(self.prompt_ids)
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,6 @@ class IterationEnd:
 
     position: int
     iteration: int
-    journal: Journal
 
 
 @dataclass(frozen=True)

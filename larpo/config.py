@@ -205,6 +205,8 @@ class Stream(Section):
 
 class Weights(Section):
     bucket_mib: Positive = 256  # weights are gathered, published and pulled in buckets of at most this size
+    every_steps: Positive = 8  # overlap: async: optimizer steps between two publications within an iteration
+    on_update: Literal["finish", "span"] = "finish"  # responses begun before new weights: ended first, or go on in them
 
 
 class Checkpoints(Section):
@@ -274,7 +276,9 @@ class Config(Section):
 
     description: str = ""  # one line, shown by --dry-run and in the model card
     cluster: Resources = {}  # Ray resources that the recipe is meant for; --dry-run takes this machine's without
-    overlap: Literal["none", "stream"] = "stream"  # phase by phase, or training from the first ranked list on
+    overlap: Literal["none", "stream", "async"] = "stream"  # phase by phase; training from the first list on; new
+    # weights within an iteration too (docs/async.md)
+    max_staleness: Annotated[int, Field(ge=0)] = 1  # async: publications that the policy may be ahead of its lists
     run: Run = Run()
     policy: Policy = Policy()
     prompts: Prompts = Prompts()

@@ -30,6 +30,7 @@ def check_config(config: Config) -> None:
         _temperatures,
         _lengths,
         _counts,
+        _async,
     )
     given = (
         preference_problems,
@@ -231,6 +232,24 @@ def _counts(config: Config) -> list[str]:
             "iteration has no full step; lower it"
         )
     return problems + _steps(config)
+
+
+def _async(config: Config) -> list[str]:
+    """What cannot be while new weights come within an iteration."""
+    if config.overlap != "async":
+        return []
+    problems = []
+    if config.training.epochs > 1:
+        problems.append(
+            f"training.epochs = {config.training.epochs}: a later pass trains lists again that are older than"
+            f" max_staleness = {config.max_staleness} allows; with overlap = 'async' set training.epochs=1"
+        )
+    if config.lists.negatives != "sampled":
+        problems.append(
+            f"lists.negatives = {config.lists.negatives!r}: a list would wait for those of other prompts, which are not"
+            " asked for before it is trained; with overlap = 'async' set lists.negatives=sampled"
+        )
+    return problems
 
 
 def _steps(config: Config) -> list[str]:

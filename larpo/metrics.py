@@ -56,8 +56,12 @@ _TRAIN = _gauges(
     ("score_gap", "nats", "policy score of the best minus the worst candidate, mean over lists"),
     ("log_prob_gap", "nats/token", "mean |sampler - trainer| log-probability a token, under equal weights"),
     ("policy_gap", "nats/token", "mean |sampler - trainer| log-probability a token, after the trainer moved on"),
-    ("staleness_mean", "versions", "trainer's weight version minus the candidate's oldest, mean"),
-    ("staleness_max", "versions", "trainer's weight version minus the candidate's oldest, largest"),
+    ("staleness_mean", "publications", "of weights between asking for a fresh list's prompt and training on it, mean"),
+    (
+        "staleness_max",
+        "publications",
+        "of weights between asking for a fresh list's prompt and training on it, largest",
+    ),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
     ("memory_gib", "GiB", "peak memory of a trainer rank"),
 )

@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
         ("prompt", _PROMPT),
         ("prompt_token_ids", pa.list_(pa.int32())),
         ("candidates", pa.list_(_CANDIDATE)),
+        ("publication", pa.int32()),
     ]
 )
 _LOG_PROBS = "candidates.list.element.log_probs.list.element"
@@ -161,6 +162,8 @@ def _read_table(part: Path) -> pa.Table:
         with pq.ParquetFile(part, page_checksum_verification=True) as file:
             table = file.read()
         names = table.schema.names
+        if names == SCHEMA.names[:-1]:  # of before lists had a publication: all were of the iteration's beginning
+            table = table.append_column(SCHEMA.field(-1), pa.array([0] * len(table), pa.int32()))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{part} cannot be read as a part ({error}); it is torn or was changed: restore it, or remove it "
@@ -194,6 +197,7 @@ def _to_row(entry: CandidateList) -> dict[str, Any]:
         },
         "prompt_token_ids": entry.prompt_token_ids,
         "candidates": [_to_fields(candidate) for candidate in entry.candidates],
+        "publication": entry.publication,
     }
 
 
@@ -207,7 +211,8 @@ def _from_row(row: dict[str, Any]) -> CandidateList:
     messages = tuple(Message(**message) for message in plain["messages"])
     prompt = Prompt(plain["id"], messages, plain["task"], json.loads(plain["answer_key"]))
     candidates = tuple(_from_fields(fields) for fields in row["candidates"])
-    return CandidateList(row["id"], row["iteration"], prompt, tuple(row["prompt_token_ids"]), candidates)
+    ids = tuple(row["prompt_token_ids"])
+    return CandidateList(row["id"], row["iteration"], prompt, ids, candidates, row["publication"])
 
 
 def _from_fields(fields: dict[str, Any]) -> Candidate:

@@ -237,7 +237,7 @@ def training_figures(log: RunLog, gap_alarm: float | None) -> list[str]:
         step_figure(
             log,
             "Staleness",
-            "Weight versions between the trainer and the oldest token of a fresh candidate.",
+            "Publications of weights between asking for a fresh list's prompt and training on it.",
             {"train/staleness_max": "largest", "train/staleness_mean": "mean"},
             from_zero=True,
         ),

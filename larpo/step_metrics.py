@@ -24,19 +24,20 @@ SUMS = (
     "right_pairs",
     "fresh_tokens",
     "gap",
-    "fresh_candidates",
+    "fresh_lists",
     "staleness",
 )
 
 
-def rank_sums(outcomes: Sequence[ListOutcome], version: int) -> tuple[dict[str, float], float]:
-    """Sums by name, and the largest staleness, of one rank's lists under the trainer's weight version."""
+def rank_sums(outcomes: Sequence[ListOutcome], publication: int) -> tuple[dict[str, float], float]:
+    """Sums by name, and the largest staleness, of one rank's lists under weights of that publication."""
     sums, stalest = dict.fromkeys(SUMS, 0.0), 0.0
     for outcome in outcomes:
         for name, value in _list_sums(outcome).items():
             sums[name] += value
-        for staleness in _staleness(outcome, version):
-            sums["fresh_candidates"] += 1
+        if outcome.source.is_fresh:
+            staleness = float(abs(publication - outcome.source.publication))  # ahead: of steps that were rolled back
+            sums["fresh_lists"] += 1
             sums["staleness"] += staleness
             stalest = max(stalest, staleness)
     return sums, stalest
@@ -47,8 +48,9 @@ def step_metrics(
 ) -> dict[str, float]:
     """Metrics of a step from sums over all ranks; the loss is the mean over its lists or its response tokens.
 
-    `on_policy`: the trainer's weights are still the samplers', so that the gap between their log-probabilities is
-    numerical noise (`train/log_prob_gap`); afterwards it holds the policy's own movement too (`train/policy_gap`).
+    `on_policy`: the trainer's weights are those that were published last. With lists that samplers made of the same,
+    the gap between their log-probabilities is numerical noise (`train/log_prob_gap`); else it holds the policy's own
+    movement too (`train/policy_gap`).
     """
 
     def share(name: str, of: str) -> float:
@@ -77,9 +79,9 @@ def _ranking(sums: Mapping[str, float]) -> dict[str, float]:
 def _freshness(sums: Mapping[str, float], stalest: float, on_policy: bool) -> dict[str, float]:
     """Of the candidates that samplers made in this iteration; lists of a dataset have none."""
     return {
-        "train/staleness_mean": sums["staleness"] / sums["fresh_candidates"] if sums["fresh_candidates"] else 0.0,
+        "train/staleness_mean": sums["staleness"] / sums["fresh_lists"] if sums["fresh_lists"] else 0.0,
         "train/staleness_max": stalest,
-        "train/log_prob_gap" if on_policy else "train/policy_gap": sums["gap"] / sums["fresh_tokens"],
+        "train/log_prob_gap" if on_policy and not stalest else "train/policy_gap": sums["gap"] / sums["fresh_tokens"],
     }
 
 
@@ -135,12 +137,3 @@ def _sampler_gap(outcome: ListOutcome) -> tuple[int, float]:
             tokens += length
         start += length
     return tokens, gap
-
-
-def _staleness(outcome: ListOutcome, version: int) -> list[float]:
-    """Versions between the trainer's and the oldest that a freshly sampled candidate was made with."""
-    return [
-        float(version - min(span.version for span in candidate.versions))
-        for candidate in outcome.source.candidates
-        if candidate.origin == "sampled" and candidate.versions
-    ]

@@ -75,13 +75,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateList:
-    """A prompt's candidates in one iteration, best first; `prompt_token_ids` are what the sampler was given."""
+    """A prompt's candidates in one iteration, best first; `prompt_token_ids` are what the sampler was given.
+
+    `publication`: how often new weights had been published within the iteration when the prompt was asked for.
+    """
 
     id: str
     iteration: int
     prompt: Prompt
     prompt_token_ids: tuple[int, ...]
     candidates: tuple[Candidate, ...]
+    publication: int = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a candidate of it was sampled in its own iteration, and is not remembered."""
+        return any(candidate.origin == "sampled" for candidate in self.candidates)
 
     def replace(self, **changes: Any) -> CandidateList:
         return dataclasses.replace(self, **changes)

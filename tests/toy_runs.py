@@ -172,7 +172,7 @@ class Runs:
         return (self.folder / "log.txt").read_text()[-3000:]
 
 
-def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12)) -> None:
+def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12), epochs: int = 2) -> None:
     """The journal of the last checkpoint holds what could be trained on, each list once an epoch.
 
     `counts` are the lists of each iteration: where the second draws other prompts, the first ones are replayed.
@@ -180,7 +180,7 @@ def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12)) -
     config = load_config(str(run_dir / "config.yaml"))
     _, state, _ = newest_checkpoint(run_dir / "checkpoints")
     expected = trainable(config, run_dir, counts)
-    assert set(state.journal.consumed) == {f"{i}/{epoch}" for i in range(2) for epoch in range(2)}
+    assert set(state.journal.consumed) == {f"{i}/{epoch}" for i in range(2) for epoch in range(epochs)}
     for key, ids in state.journal.consumed.items():
         assert Counter(ids) == Counter(expected[int(key[0])]), key
 

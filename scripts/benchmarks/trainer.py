@@ -159,16 +159,16 @@ class _Timed:
 def _timed_loop(settings: dict[str, Any]) -> None:
     """In a Ray Train worker: one list a step."""
     from actors.trainer_engine import TrainerEngine
-    from actors.work import Journal, StepWork
+    from actors.work import StepWork
 
     spec: _Timed = settings["spec"]
     engine = TrainerEngine(spec.config, Path(spec.steps.policy), 0, 1)
     engine.load_reference(None)
     durations, losses = [], []
     for number, item in enumerate(spec.steps.lists()):
-        work = StepWork(number, 0, 0, (item,), 1, 0.0, Journal())
+        work = StepWork(number, 0, 0, (item,), (item.prompt.id,), 0.0)
         started = time.perf_counter()
-        metrics, _ = engine.step(work, RATE, "reference", 0, True)
+        metrics, _ = engine.step(work, RATE, "reference", True)
         durations.append(time.perf_counter() - started)
         losses.append(metrics["train/loss"])
     found = {"seconds": durations[spec.steps.warm_ups :], "losses": losses, "memory_gib": metrics["train/memory_gib"]}

@@ -32,6 +32,7 @@ def place(local_ray):
     def start(model, store, dtype="float32", version=0):
         config = Config.model_validate(
             {
+                "weights": {"on_update": "span"},  # requests go on under new weights
                 "policy": {"model": str(model), "dtype": dtype},
                 "samplers": {
                     "resources": {"CPU": 0},

@@ -49,6 +49,13 @@ async def take(stream, position, rank=0, ranks=1):
     return await stream.next_work(rank, ranks, position)
 
 
+def journal_of(*works) -> Journal:
+    journal = Journal()
+    for work in works:
+        journal = journal.after(work)
+    return journal
+
+
 def ids(work: StepWork) -> list[str]:
     return [item.prompt.id for item in work.lists]
 
@@ -78,7 +85,7 @@ def test_steps_iteration_ends_and_the_run_end_in_order(tmp_path):
     assert ids(seen[0]) == ["p0", "p1", "p2", "p3"]
     assert ids(seen[1]) == ["p4", "p5"]
     assert seen[1].list_count == 2
-    assert seen[5].journal.consumed == {
+    assert journal_of(*seen[:-1]).consumed == {
         "0/0": tuple(f"p{n}" for n in range(6)),
         "1/0": tuple(f"p{n}" for n in range(6)),
     }
@@ -199,7 +206,7 @@ def test_a_rollback_loses_no_list_and_repeats_none(tmp_path, epochs, crash_at):
         journals, lineage, position = [Journal()], [], 0
         while position < crash_at:
             work = await take(stream, position)
-            journals.append(getattr(work, "journal", journals[-1]))
+            journals.append(journals[-1].after(work))
             lineage.append(work)
             position += 1
             if position == 1:
@@ -214,14 +221,14 @@ def test_a_rollback_loses_no_list_and_repeats_none(tmp_path, epochs, crash_at):
         while True:
             work = await take(stream, position)
             if isinstance(work, IterationEnd):
-                return lineage, work
+                return [*lineage, work]
             lineage.append(work)
             position += 1
 
-    lineage, end = asyncio.run(go())
+    lineage = asyncio.run(go())
     trained = [(work.epoch, prompt) for work in lineage if isinstance(work, StepWork) for prompt in ids(work)]
     assert sorted(trained) == sorted((epoch, f"p{n}") for epoch in range(epochs) for n in range(8))
-    assert {key: sorted(value) for key, value in end.journal.consumed.items()} == {
+    assert {key: sorted(value) for key, value in journal_of(*lineage).consumed.items()} == {
         f"0/{epoch}": [f"p{n}" for n in range(8)] for epoch in range(epochs)
     }
 
@@ -232,7 +239,7 @@ def test_a_new_stream_on_the_same_folder_offers_what_was_not_consumed(tmp_path):
         await stream.restore(Journal())
         await stream.open_iteration(0)
         await stream.offer([make_list(0, n) for n in range(6)])
-        return (await take(stream, 0)).journal
+        return journal_of(await take(stream, 0))
 
     async def after(journal):
         stream = ListStream(make_config(stream={"capacity": 100}), str(tmp_path / "lists"))
@@ -329,7 +336,7 @@ def test_the_schedule_counts_dropped_lists_when_the_trainer_passes_them(tmp_path
                 await stream.restore(journal)
             work = await take(stream, position)
             shares.append(work.planned_share)
-            journal = work.journal
+            journal = journal.after(work)
         return shares
 
     expected = [3 / 16, 7 / 16, 0.75, 1.0]  # the 3rd and 7th of 8 lists, then halves of the second pass
@@ -426,7 +433,7 @@ def test_a_stream_that_is_started_again_goes_on_where_it_was(tmp_path):
         assert await ListStream(config, folder, notes).wait_trained(0, 0.1)
         await third.end_run()
         last = ListStream(config, folder, notes)
-        await last.restore(works[2].journal)
+        await last.restore(journal_of(*works))
         return works, await take(last, 3)
 
     works, end = asyncio.run(go())
@@ -446,3 +453,80 @@ def test_the_first_process_of_a_stream_knows_nothing(tmp_path):
     recorded, status = asyncio.run(go())
     assert recorded == ()
     assert status.trained_iterations == 0
+
+
+def make_async(**changes) -> Config:
+    return make_config(overlap="async", weights={"every_steps": 1}, stream={"capacity": 100}, **changes)
+
+
+def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path):
+    """Steps of four lists, each published, at most one publication behind: eight prompts, then one step at a time."""
+
+    async def go():
+        stream = ListStream(make_async(), str(tmp_path / "lists"), Notes())
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        first = [await stream.ask(f"p{n}") for n in range(8)]
+        late = asyncio.create_task(stream.ask("p8"))
+        await stream.offer([make_list(0, n) for n in range(3)])
+        await stream.offer([make_list(0, 3, rewards=(1.0, 1.0))])  # carries no signal: there is room for another
+        ninth = await late
+        assert await stream.wait_published(0, 0.01) is None
+        await stream.offer([make_list(0, 4)])
+        work = await take(stream, 0)
+        await stream.published(7, 1)
+        blocked = asyncio.create_task(stream.ask("p9"))
+        await asyncio.sleep(0.05)
+        held = not blocked.done()
+        published = await stream.wait_published(0, 1.0)
+        await stream.samplers_took(published[1])
+        return first, ninth, work, held, published, await blocked
+
+    first, ninth, work, held, published, tenth = asyncio.run(go())
+    assert (first, ninth) == ([0] * 8, 0)
+    assert (ids(work), work.publication, work.publishes) == (["p0", "p1", "p2", "p4"], 0, True)
+    assert held
+    assert published == (7, 1)
+    assert tenth == 1
+
+
+def test_a_step_waits_for_a_list_that_would_be_too_stale_after_it(tmp_path):
+    """With no staleness allowed and one step between publications, whoever was asked first must be in it."""
+
+    async def go():
+        stream = ListStream(make_async(max_staleness=0), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        for number in range(4):
+            await stream.ask(f"p{number}")
+        await stream.offer([make_list(0, number) for number in (1, 2, 3)])
+        asking = asyncio.create_task(take(stream, 0))
+        await asyncio.sleep(0.05)
+        waited = not asking.done()
+        await stream.offer([make_list(0, 0)])
+        return waited, await asking
+
+    waited, work = asyncio.run(go())
+    assert waited
+    assert sorted(ids(work)) == ["p0", "p1", "p2", "p3"]
+
+
+def test_a_stream_that_is_started_again_knows_which_prompts_are_with_samplers(tmp_path):
+    async def go():
+        folder, notes, config = str(tmp_path / "lists"), Notes(), make_async()
+        first = ListStream(config, folder, notes)
+        await first.restore(Journal())
+        await first.open_iteration(0)
+        for number in range(8):
+            await first.ask(f"p{number}")
+        await first.offer([make_list(0, 0)])
+        again = ListStream(config, folder, notes)
+        await again.restore(Journal())
+        assert await again.ask("p3") == 0  # Ray repeats a call
+        blocked = asyncio.create_task(again.ask("p8"))
+        await asyncio.sleep(0.05)
+        held = not blocked.done()
+        blocked.cancel()
+        return held
+
+    assert asyncio.run(go())

@@ -269,7 +269,7 @@ def test_unknown_recipe_names_the_nearest_and_all():
         ("training.optimizer.betas=[0.9, 1.0]", "training.optimizer.betas[1] = 1.0: must be less than 1"),
         ("training.gap_alarm=.inf", "training.gap_alarm = inf: must be a finite number"),
         ("training.resources_per_worker={CPU: -1}", "training.resources_per_worker.CPU = -1: must be at least 0"),
-        ("overlap=steam", "overlap = 'steam': must be one of 'none' or 'stream' (did you mean 'stream'?)"),
+        ("overlap=steam", "overlap = 'steam': must be one of 'none', 'stream' or 'async' (did you mean 'stream'?)"),
         ("run.name=3", 'run.name = 3: must be text; put it in quotes, such as "3"'),
         ("policy.trust_remote_code=yes", "policy.trust_remote_code = 'yes': must be true or false"),
         ("lists=", "lists = None: must be a section"),

@@ -7,7 +7,6 @@ import torch
 
 from larpo.list_step import ListOutcome
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
-from larpo.types import VersionSpan
 
 
 @pytest.fixture
@@ -30,8 +29,8 @@ def outcome(make_list):
     return make
 
 
-def metrics_of(outcomes, version=0, on_policy=True):
-    sums, stalest = rank_sums(outcomes, version)
+def metrics_of(outcomes, publication=0, on_policy=True):
+    sums, stalest = rank_sums(outcomes, publication)
     return step_metrics(sums, stalest, on_policy=on_policy)
 
 
@@ -65,13 +64,22 @@ def test_means_are_over_all_lists_of_all_ranks(outcome):
     assert metrics["train/rows"] == 1 + 1 + 2
 
 
-def test_staleness_counts_from_the_oldest_span_and_spares_remembered_candidates(outcome, make_list):
-    item = make_list(0, (2, 1), rewards=(1.0, 0.0))
-    spans = (VersionSpan(0, 1, 3), VersionSpan(1, 2, 5))
-    fresh, other = item.candidates[0].replace(versions=spans), item.candidates[1].replace(origin="remembered")
-    metrics = metrics_of([outcome(source=item.replace(candidates=(fresh, other)))], version=7)
-    assert metrics["train/staleness_mean"] == metrics["train/staleness_max"] == 7 - 3
-    assert metrics["train/log_prob_gap"] == pytest.approx((0.1 + 0.1) / 2)  # the remembered one is not the sampler's
+def test_staleness_counts_publications_since_the_prompt_was_asked_for_and_spares_remembered_lists(outcome, make_list):
+    item = make_list(0, (2, 1), rewards=(1.0, 0.0)).replace(publication=3)
+    other = item.candidates[1].replace(origin="remembered")
+    mixed = item.replace(candidates=(item.candidates[0], other))
+    old = tuple(candidate.replace(origin="remembered") for candidate in item.candidates)
+    remembered = item.replace(candidates=old, publication=0)
+    metrics = metrics_of([outcome(source=mixed), outcome(source=item.replace(publication=5))], publication=5)
+    assert (metrics["train/staleness_mean"], metrics["train/staleness_max"]) == ((2 + 0) / 2, 2)
+    sums, stalest = rank_sums([outcome(source=remembered)], 5)
+    assert (sums["fresh_lists"], stalest) == (0, 0)
+
+
+def test_the_gap_of_a_stale_list_is_not_taken_for_noise(outcome):
+    metrics = metrics_of([outcome()], publication=1)
+    assert metrics["train/policy_gap"] == pytest.approx(0.4 / 3)
+    assert "train/log_prob_gap" not in metrics
 
 
 def test_the_gap_has_another_name_once_the_policy_has_moved(outcome):
