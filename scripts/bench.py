@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scripts.benchmarks.lists import PROMPT_TOKENS, RESPONSE_TOKENS
 from scripts.benchmarks.measuring import TABLE_HEADER, Result, table
 from scripts.command import exit_code
 
@@ -19,28 +20,52 @@ from scripts.command import exit_code
 def _trainer(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.trainer import run_trainer
 
-    return run_trainer(options.policy, options.sizes, options.repetitions, options.shape)
+    return run_trainer(options.policy, options.sizes or TRAINER_SIZES, options.repetitions, options.shape or LIST_SHAPE)
 
 
 def _memory(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.trainer import run_memory
 
-    return run_memory(options.policy, options.sizes, options.repetitions, options.shape)
+    return run_memory(options.policy, options.sizes or TRAINER_SIZES, options.repetitions, options.shape or LIST_SHAPE)
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {"trainer": _trainer, "memory": _memory}
+def _gpu(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.gpu import Work, run_gpu
+
+    given = {"device": options.device, "layers": options.layers, "width_divisor": options.width_divisor}
+    sizes = {name: value for name in ("sizes", "shape") if (value := getattr(options, name))}
+    return run_gpu(Work(**given, **sizes, repetitions=options.repetitions))
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "trainer": _trainer,
+    "memory": _memory,
+    "gpu": _gpu,
+}
+NOT_IN_ALL = ("gpu",)  # what a machine without a GPU does not have
+TRAINER_SIZES = (2, 4, 8)  # candidates of a list
+LIST_SHAPE = (PROMPT_TOKENS, RESPONSE_TOKENS)
 
 
 def parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n\n")
     result = argparse.ArgumentParser(prog="python -m scripts.bench", description=description, epilog=rest)
-    result.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join(BENCHMARKS))
-    result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
-    result.add_argument("--sizes", type=_numbers, default="2,4,8", metavar="K,K", help="candidates of a list (2,4,8)")
     result.add_argument(
-        "--shape", type=_numbers, default="160,128", metavar="P,R", help="tokens of prompt and response (160,128)"
+        "names",
+        nargs="+",
+        choices=[*BENCHMARKS, "all"],
+        metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)}, or all ({', '.join(NOT_IN_ALL)} must be named)",
+    )
+    result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
+    result.add_argument("--sizes", type=_numbers, metavar="K,K", help="candidates of a list (2,4,8; gpu: 4,8)")
+    result.add_argument(
+        "--shape", type=_numbers, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
     )
     result.add_argument("--repetitions", type=int, default=5, help="that count, beside one warm-up (5)")
+    result.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of gpu (cuda)")
+    result.add_argument("--layers", type=int, default=8, help="of gpu's models at most, as many as memory holds (8)")
+    result.add_argument("--width-divisor", type=int, default=1, help="gpu's models are so much narrower (1)")
     result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
     return result
 
@@ -57,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from larpo.evaluation import columns
 
-    names = list(BENCHMARKS) if "all" in options.names else options.names
+    names = [name for name in BENCHMARKS if name not in NOT_IN_ALL] if "all" in options.names else options.names
     for name in names:
         result = BENCHMARKS[name](options)
         options.out.mkdir(parents=True, exist_ok=True)

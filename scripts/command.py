@@ -9,12 +9,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from larpo.config import Config
 from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
 from larpo.masking import redact
 
 if TYPE_CHECKING:
     from actors.results import Results
+    from larpo.config import Config
     from larpo.home import Home
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import subprocess
@@ -154,17 +155,17 @@ def peak_memory_gib() -> float:
 
 
 def machine() -> str:
-    """Processor, cores and memory, without a host's name."""
-    import psutil
+    """Processor, cores and memory, and the GPU where there is one, without a host's name."""
+    import torch
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    import torch
-
     kind = torch.backends.cpu.get_cpu_capability()
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{len(psutil.Process().cpu_affinity())} x {(names or [platform.machine()])[0]} ({kind}), {memory:.0f} GiB"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cores} x {(names or [platform.machine()])[0]} ({kind}), {memory:.0f} GiB{gpu}"
 
 
 def commit() -> str:
