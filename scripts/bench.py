@@ -26,7 +26,8 @@ def _trainer(options: argparse.Namespace) -> Result:
 def _memory(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.trainer import run_memory
 
-    return run_memory(options.policy, options.sizes or TRAINER_SIZES, options.repetitions, options.shape or LIST_SHAPE)
+    sizes, shape = options.sizes or TRAINER_SIZES, options.shape or LIST_SHAPE
+    return run_memory(options.policy, sizes, options.repetitions, shape, options.logit_tokens)
 
 
 def _gpu(options: argparse.Namespace) -> Result:
@@ -37,10 +38,24 @@ def _gpu(options: argparse.Namespace) -> Result:
     return run_gpu(Work(**given, **sizes, repetitions=options.repetitions))
 
 
+def _job(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.job import run_job
+
+    return run_job(options.recipe, options.overrides, options.repetitions)
+
+
+def _overlap(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.overlap import run_overlap
+
+    return run_overlap(options.recipe, options.overrides, options.repetitions)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "trainer": _trainer,
     "memory": _memory,
     "gpu": _gpu,
+    "job": _job,
+    "overlap": _overlap,
 }
 NOT_IN_ALL = ("gpu",)  # what a machine without a GPU does not have
 TRAINER_SIZES = (2, 4, 8)  # candidates of a list
@@ -63,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
         "--shape", type=_numbers, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
     )
     result.add_argument("--repetitions", type=int, default=5, help="that count, beside one warm-up (5)")
+    result.add_argument("--recipe", default="quickstart", help="that job and overlap run (quickstart)")
+    result.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a knob of that recipe"
+    )
+    result.add_argument("--logit-tokens", type=int, default=4096, help="response tokens of memory's logits (4096)")
     result.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of gpu (cuda)")
     result.add_argument("--layers", type=int, default=8, help="of gpu's models at most, as many as memory holds (8)")
     result.add_argument("--width-divisor", type=int, default=1, help="gpu's models are so much narrower (1)")

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from larpo.errors import LarpoError
+
+Value = TypeVar("Value")
 
 SIDE_LIMIT_S = 7200.0  # one side of a benchmark in its own process
 
@@ -152,6 +154,25 @@ def _report(side: Callable[[Mapping[str, Any]], Any], settings: Mapping[str, Any
 def peak_memory_gib() -> float:
     """The most that this process has held at one time."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def peak_beyond_gib(work: Callable[[], Value]) -> tuple[float, Value]:
+    """The most that this process held during `work` beyond what it held before, and what `work` returns.
+
+    Raises BenchmarkError where the system does not set the high-water mark back (other than Linux).
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes what is resident now
+    except OSError as error:
+        raise BenchmarkError(f"this system keeps no high-water mark of memory that can be set back: {error}") from error
+    before = _resident_kib("VmHWM")
+    value = work()
+    return (_resident_kib("VmHWM") - before) / 2**20, value
+
+
+def _resident_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def machine() -> str:

@@ -35,6 +35,7 @@ from scripts.benchmarks.measuring import (
     rates,
     seconds,
 )
+from scripts.benchmarks.memory import LogitWork, logit_comparison
 
 LOSS_TOLERANCE = 1e-3  # of both sides' losses, relative
 SPEED_TARGETS = {2: ">= 1.8", 4: ">= 9", 8: ">= 20"}
@@ -85,8 +86,8 @@ def run_trainer(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tu
     return Result("trainer", _settings(steps, sizes), tuple(rows), tuple(notes))
 
 
-def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int]) -> Result:
-    """Peak memory of a trainer process on the same steps."""
+def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int) -> Result:
+    """Peak memory of a trainer process on the same steps, and of the log-probabilities of so many response tokens."""
     config, prepared = _prepared(policy)
     rows = []
     for candidates in sizes:
@@ -94,7 +95,8 @@ def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tup
         ours, theirs = _both(steps)
         peak, other = Series("larpo", (ours["memory_gib"],)), Series("TRL", (theirs["memory_gib"],))
         rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
-    return Result("memory", _settings(steps, sizes), tuple(rows))
+    row, note = logit_comparison(LogitWork(str(prepared.path), config.policy.dtype, tokens), repetitions)
+    return Result("memory", _settings(steps, sizes) | {"logit_tokens": tokens}, (*rows, row), (note,))
 
 
 def _prepared(policy: str) -> tuple[Config, PreparedPolicy]:

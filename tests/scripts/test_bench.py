@@ -7,7 +7,16 @@ import pytest
 
 from scripts.bench import main, parser
 from scripts.benchmarks.lists import random_list
-from scripts.benchmarks.measuring import BenchmarkError, Comparison, Result, Series, in_own_process, in_turns, table
+from scripts.benchmarks.measuring import (
+    BenchmarkError,
+    Comparison,
+    Result,
+    Series,
+    in_own_process,
+    in_turns,
+    peak_beyond_gib,
+    table,
+)
 
 
 def fine(settings):
@@ -66,6 +75,20 @@ def test_a_side_runs_in_a_process_of_its_own_and_its_failure_is_told():
         in_own_process(leaving, {})
 
 
+def test_memory_is_counted_beyond_what_was_held_before():
+    held = bytearray(64 * 2**20)
+    held[:: 2**12] = b"x" * (len(held) // 2**12)
+
+    def work():
+        more = bytearray(96 * 2**20)
+        more[:: 2**12] = b"x" * (len(more) // 2**12)
+        return len(more)
+
+    peak, size = peak_beyond_gib(work)
+    assert size == 96 * 2**20
+    assert 90 / 1024 < peak < 120 / 1024
+
+
 def test_lists_of_the_same_number_are_the_same():
     one = random_list(3, 4, 50, prompt_tokens=5, response_tokens=7)
     assert one == random_list(3, 4, 50, prompt_tokens=5, response_tokens=7)
@@ -85,9 +108,8 @@ def test_an_unknown_benchmark_is_refused(capsys):
 @pytest.mark.parametrize("candidates", [2, 4])
 def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path, candidates):
     """The losses of all steps are equal, and they fall: the lists come back."""
-    command = (
-        f"trainer memory --policy {tiny_policy} --sizes {candidates} --shape 40,20 --repetitions 5 --out {tmp_path}"
-    )
+    command = f"trainer memory --policy {tiny_policy} --sizes {candidates} --shape 40,20 --logit-tokens 2048"
+    command += f" --repetitions 5 --out {tmp_path}"
     assert main(command.split()) == 0
     speed, memory = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("trainer", "memory"))
     step, passes = speed["comparisons"]
@@ -95,5 +117,6 @@ def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path
     assert min(step["ours"]["values"] + step["other"]["values"] + passes["ours"]["values"]) > 0
     assert "apart" in speed["notes"][0]
     assert 0.2 < memory["comparisons"][0]["ours"]["values"][0] < 20
+    assert memory["comparisons"][1]["what"] == "peak of log-probabilities, 2048 response tokens, vocabulary 260"
     assert memory["machine"]
     assert memory["commit"]
