@@ -75,23 +75,36 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
     result.add_argument("--sizes", type=_numbers, metavar="K,K", help="candidates of a list (2,4,8; gpu: 4,8)")
     result.add_argument(
-        "--shape", type=_numbers, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
+        "--shape", type=_pair, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
     )
-    result.add_argument("--repetitions", type=int, default=5, help="that count, beside one warm-up (5)")
+    result.add_argument("--repetitions", type=_count, default=5, help="that count, beside one warm-up (5)")
     result.add_argument("--recipe", default="quickstart", help="that job and overlap run (quickstart)")
     result.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a knob of that recipe"
     )
-    result.add_argument("--logit-tokens", type=int, default=4096, help="response tokens of memory's logits (4096)")
+    result.add_argument("--logit-tokens", type=_count, default=4096, help="response tokens of memory's logits (4096)")
     result.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of gpu (cuda)")
-    result.add_argument("--layers", type=int, default=8, help="of gpu's models at most, as many as memory holds (8)")
-    result.add_argument("--width-divisor", type=int, default=1, help="gpu's models are so much narrower (1)")
+    result.add_argument("--layers", type=_count, default=8, help="of gpu's models at most, as many as memory holds (8)")
+    result.add_argument("--width-divisor", type=_count, default=1, help="gpu's models are so much narrower (1)")
     result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
     return result
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _pair(text: str) -> tuple[int, ...]:
+    numbers = _numbers(text)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} are {len(numbers)} numbers; give two, such as 160,128")
+    return numbers
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

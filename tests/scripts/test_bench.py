@@ -104,6 +104,21 @@ def test_an_unknown_benchmark_is_refused(capsys):
     assert "trainer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--shape 1,2,3", "'1,2,3' are 3 numbers; give two"),
+        ("--sizes 2,x", "'x' is no count"),
+        ("--repetitions 0", "'0' is no count; give 1 or more"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused(words, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(["trainer", *words.split()])
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("candidates", [2, 4])
 def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path, candidates):
