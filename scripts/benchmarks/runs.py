@@ -34,11 +34,14 @@ class RunOutcome:
 def align(recipe: str, overrides: Sequence[str], folder: Path) -> RunOutcome:
     """`python -m scripts.align` in a process of its own, its run in `folder`, without held-out evaluation.
 
+    Ray is started on this machine, whatever RAY_ADDRESS names: the other side runs here.
+
     Raises BenchmarkError with the end of what it printed when it fails, or runs for more than two hours.
     """
     knobs = [*overrides, *QUIET, f"run.output_dir={folder}", "run.name=run"]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = own | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "scripts.align", recipe, *knobs]
     started = time.perf_counter()
     printed, code = _to_end(command, environment)
@@ -56,7 +59,10 @@ def _to_end(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str
             printed, _ = process.communicate(timeout=SIDE_LIMIT_S)
         except BaseException as error:
             process.terminate()
-            process.wait(STOP_LIMIT_S)
+            try:
+                process.communicate(timeout=STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
             if isinstance(error, subprocess.TimeoutExpired):
                 raise BenchmarkError(f"{command[2:4]} took longer than {SIDE_LIMIT_S:g} s; ask for less") from error
             raise

@@ -102,6 +102,7 @@ def toy(tiny_policy, tmp_path, monkeypatch) -> Path:
     """A recipe of two iterations with its own reward function."""
     write_toy(tmp_path, tiny_policy)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path / "recipe.yaml"
 
 
