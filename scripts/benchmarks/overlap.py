@@ -22,7 +22,7 @@ from scripts.benchmarks.measuring import Comparison, Result, Series, in_turns
 from scripts.benchmarks.runs import MAKERS, align, from_first_to_last, worked
 
 TARGET = "<= 1.10"
-ONE_CORE_EACH = ("samplers.cpu_cores=0", "training.threads=1")
+ONE_CORE_EACH = ('samplers.cpu_cores="0"', "training.threads=1")
 ALONE = "none"
 
 

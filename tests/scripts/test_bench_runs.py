@@ -8,12 +8,13 @@ import pytest
 from larpo.busy import Span
 from larpo.config import Config
 from larpo.errors import ConfigError
+from larpo.recipe import load_config
 from larpo.run_log import make_run_log
 from scripts.bench import main
 from scripts.benchmarks.job import Told, check_recipe
-from scripts.benchmarks.overlap import overlapping_modes, phases_alone
+from scripts.benchmarks.overlap import ONE_CORE_EACH, overlapping_modes, phases_alone
 from scripts.benchmarks.phases import PhaseWork
-from scripts.benchmarks.runs import by_kind, from_first_to_last, sampled_tokens, worked
+from scripts.benchmarks.runs import QUIET, by_kind, from_first_to_last, sampled_tokens, worked
 from tests.toy_runs import write_toy
 
 SPANS = [
@@ -37,6 +38,11 @@ def test_phases_alone_leave_out_starting_and_waiting():
 def test_the_modes_are_those_of_the_configuration():
     assert "stream" in overlapping_modes()
     assert "none" not in overlapping_modes()
+
+
+def test_the_knobs_that_are_set_for_a_run_are_knobs():
+    config = load_config("quickstart", [*ONE_CORE_EACH, *QUIET])
+    assert (config.samplers.cpu_cores, config.training.threads, config.prompts.heldout_count) == ("0", 1, 0)
 
 
 def test_tokens_of_the_memory_do_not_count(tmp_path, make_list):
