@@ -16,7 +16,15 @@ from larpo.run_log import RunLog, read_run_log
 from scripts.benchmarks.measuring import SIDE_LIMIT_S, BenchmarkError
 
 ROOT = Path(__file__).parents[2]
-QUIET = ("prompts.heldout_count=0", "telemetry.wandb=false", "telemetry.console=plain")  # no held-out evaluation
+QUIET = (  # no held-out evaluation, nothing sent away
+    "prompts.heldout_count=0",
+    "evaluation.each_iteration=false",
+    "evaluation.every_steps=",
+    "evaluation.best_metric=",
+    "evaluation.patience=",
+    "telemetry.wandb=false",
+    "telemetry.console=plain",
+)
 MAKERS = ("sampler", "reward")  # actors that make lists
 STOP_LIMIT_S = 120.0  # for a run that is asked to end
 IDLE = ("wait", "start")  # kinds of spans in which an actor does no work
