@@ -61,8 +61,8 @@ def align(recipe: str, overrides: Sequence[str], folder: Path) -> RunOutcome:
 
 def _to_end(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, int]:
     """What the command printed, and its exit code. One that must end early is asked to: it has actors to stop."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    into, also = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(command, env=environment, text=True, stdout=into, stderr=also) as process:
         try:
             printed, _ = process.communicate(timeout=SIDE_LIMIT_S)
         except BaseException as error:
