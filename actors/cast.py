@@ -19,6 +19,7 @@ from actors.reward_pool import RewardPool
 from actors.trainer import TrainSpec
 from actors.turns import begin_sampling
 from actors.weights import published_version
+from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 
 
@@ -135,7 +136,7 @@ class Cast(TrainingCast):
             placement.kill,
             run.config.samplers,
             run.config.timeouts,
-            prompts_per_sampler=-(-run.config.samplers.max_num_seqs // run.config.sampling.k) + 1,
+            prompts_per_sampler=prompts_per_sampler(run.config),
             on_failure=on_failure,
         )
 
@@ -171,3 +172,8 @@ class Cast(TrainingCast):
     async def stop(self, reason: str, *, gently: bool = False) -> None:
         """The same, and engines are shut down."""
         await asyncio.gather(super().stop(reason, gently=gently), self.samplers.stop(), self.rewards.stop())
+
+
+def prompts_per_sampler(config: Config) -> int:
+    """As many as fill an engine, and one that waits there."""
+    return -(-config.samplers.max_num_seqs // config.sampling.k) + 1

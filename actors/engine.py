@@ -70,7 +70,7 @@ class Engine:
     @staticmethod
     async def start(model: Path, options: EngineOptions) -> Engine:
         """Load the model; seconds on a CPU to minutes on a large GPU model."""
-        shared = _engine_arguments(model, options)
+        shared = engine_arguments(model, options)
         from vllm.config import WeightTransferConfig
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -93,6 +93,7 @@ class Engine:
         max_tokens: int,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
     ) -> list[Sample]:
         """n responses to one prompt; no truncation of the distribution, so that raw log-probabilities are the policy's.
 
@@ -107,6 +108,7 @@ class Engine:
             max_tokens=max_tokens,
             stop=list(stop),
             stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -153,7 +155,7 @@ class PoolingEngine:
     """One vLLM LLM that gives sequences the output of a classification head, without its activation."""
 
     def __init__(self, model: Path, options: EngineOptions) -> None:
-        shared = _engine_arguments(model, options)
+        shared = engine_arguments(model, options)
         from vllm import LLM
         from vllm.config import PoolerConfig
 
@@ -189,7 +191,7 @@ class PoolingEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
-def _engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
+def engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     """vLLM's arguments for any engine of ours; sets the environment, so call it before importing vLLM."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_cores
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from actors.members import Member, bring_in, result, shut_down
+from actors.places import Places
 from larpo.config import Samplers, Timeouts
 from larpo.errors import LarpoError, NotPlaced
 
@@ -28,12 +29,14 @@ class Membership:
         kill: Callable[[Any], None],
         samplers: Samplers,
         timeouts: Timeouts,
+        prompts_per_sampler: int,
         on_failure: Callable[[str, str], None],
     ) -> None:
         self._spawn, self._kill, self._on_failure = spawn, kill, on_failure
         self._samplers, self._timeouts = samplers, timeouts
         self._version = 0  # of the weights that every sampler should have, one that joins too
         self.members: list[Member] = []
+        self._places = Places(prompts_per_sampler)  # of those that are ready
         self.departed: list[Member] = []  # with counts that the monitor has not taken
         self.wanted = 0  # samplers that are to be here
         self.start_seconds: deque[float] = deque(maxlen=8)  # from asking for a sampler until it was ready, of late
@@ -46,7 +49,7 @@ class Membership:
 
     @property
     def ready(self) -> int:
-        return sum(member.ready.is_set() for member in self.members)
+        return len(self._places)
 
     @property
     def coming(self) -> int:
@@ -113,6 +116,7 @@ class Membership:
         await bring_in(member, lambda: self._version, self._timeouts)
         member.status = "ready"
         member.ready.set()
+        self._places.open(member)
         self.start_seconds.append(time.monotonic() - member.asked)
         await self._notify()
 
@@ -134,8 +138,7 @@ class Membership:
             member.task.cancel()
         if not member.ready.is_set():
             return self._remove(member)
-        member.ready.clear()
-        member.status = "leaving"
+        self._close(member, "leaving")
         member.task = asyncio.create_task(self._drain(member))
 
     async def _drain(self, member: Member) -> None:
@@ -149,6 +152,12 @@ class Membership:
             member.stats = await asyncio.wait_for(result(member.actor.stats.remote()), self._timeouts.answer_s)
         await shut_down([member], self._timeouts.shutdown_s)
         self._remove(member)
+
+    def _close(self, member: Member, status: str) -> None:
+        """It gets no new prompt."""
+        member.ready.clear()
+        self._places.close(member)
+        member.status = status
 
     def _hand_back(self, member: Member) -> None:
         if member.let_go is not None and not member.let_go.done():

@@ -39,13 +39,14 @@ class SamplerPool(Membership):
         prompts_per_sampler: int,
         on_failure: Callable[[str, str], None],
     ) -> None:
-        super().__init__(spawn, kill, samplers, timeouts, on_failure)
+        super().__init__(spawn, kill, samplers, timeouts, prompts_per_sampler, on_failure)
         self.per_sampler = prompts_per_sampler
         self.restarts = 0
         self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
         self.requeued = 0  # prompts that went back to the queue
         self.handed_back = 0  # prompts that leaving samplers gave back
         self._slots_taken = 0
+        self._vacant = asyncio.Condition()  # a sampler can take a prompt more
 
     @property
     def active(self) -> int:
@@ -66,7 +67,7 @@ class SamplerPool(Membership):
 
     async def free_slot(self) -> None:
         self._slots_taken -= 1
-        await self._notify()
+        await super()._notify()
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """Sample one prompt under a lease; raises SamplerError when it failed on several samplers."""
@@ -114,20 +115,30 @@ class SamplerPool(Membership):
             call.cancel()
 
     async def _acquire(self) -> Member:
-        async with self._changed:
+        async with self._vacant:
             while True:
                 self._raise_failed()
-                ready = [m for m in self.members if m.ready.is_set() and m.in_flight < self.per_sampler]
-                if ready:
-                    member = min(ready, key=lambda m: m.in_flight)
-                    member.in_flight += 1
+                member = self._places.take()
+                if member is not None:
                     return member
-                await self._changed.wait()
+                try:
+                    await self._vacant.wait()
+                except asyncio.CancelledError:
+                    self._vacant.notify()  # the place that woke this one is for another
+                    raise
 
     async def _release(self, member: Member) -> None:
-        async with self._changed:
-            member.in_flight -= 1
-            self._changed.notify_all()
+        """One of those that wait gets the place: waking them all would cost what all of them cost, for each prompt."""
+        self._places.give_back(member)
+        async with self._vacant:
+            self._vacant.notify()
+        if member.is_leaving:
+            await super()._notify()
+
+    async def _notify(self) -> None:
+        await super()._notify()
+        async with self._vacant:
+            self._vacant.notify_all()
 
     async def _is_broken(self, actor: Any) -> bool:
         try:
@@ -140,8 +151,7 @@ class SamplerPool(Membership):
         """Put a new actor in the place of one that ended, in the background; the first caller to notice does it."""
         if member.actor is not actor or not member.ready.is_set():
             return
-        member.ready.clear()
-        member.status = "restarting"
+        self._close(member, "restarting")
         member.task = asyncio.create_task(self._restart(member, error))
 
     async def _restart(self, member: Member, error: Exception) -> None:

@@ -30,6 +30,7 @@ class SampleTask:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS
+    ignore_eos: bool = False  # every response has `max_new_tokens`: for measurements
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Sampler:
                         max_tokens=task.max_new_tokens,
                         stop=task.stop,
                         stop_token_ids=task.stop_token_ids,
+                        ignore_eos=task.ignore_eos,
                     )
                     for group, (temperature, count) in enumerate(task.counts)
                 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean, pstdev
+from math import sqrt
+from statistics import fmean
 
 from larpo.config import Config
 from larpo.hardness import hardness
@@ -32,7 +33,7 @@ def _fresh_metrics(groups: Sequence[Sequence[Candidate]]) -> dict[str, float]:
     return {
         "lists/reward_mean": fmean(_rewards(responses)),
         "lists/reward_best": fmean(best),
-        "lists/reward_spread": fmean(pstdev(_rewards(group)) for group in groups),
+        "lists/reward_spread": fmean(_deviation(_rewards(group)) for group in groups),
         "lists/fully_met": fmean(value >= 1.0 for value in best),
         "lists/response_tokens": fmean(len(c.token_ids) for c in responses),
         "lists/cut_off_share": fmean(is_cut(c) for c in responses),
@@ -61,6 +62,16 @@ def _training_metrics(lists: Sequence[CandidateList], config: Config) -> dict[st
         "lists/size": len(candidates) / len(trained),
         "lists/remembered_share": fmean(c.origin == "remembered" for c in candidates),
     }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Of a whole population; the one in `statistics` is exact, in fractions, and takes fifty times as long.
+
+    >>> _deviation([1.0, 3.0])
+    1.0
+    """
+    mean = fmean(values)
+    return sqrt(fmean((value - mean) ** 2 for value in values))
 
 
 def _rewards(candidates: Iterable[Candidate]) -> list[float]:

@@ -74,21 +74,27 @@ def remove_duplicates(candidates: Sequence[Candidate], threshold: float) -> tupl
     below 1, an overlap (Jaccard of the sets of 3 words in a row) that reaches the threshold. Long responses
     that differ in one number can overlap that much: raise the threshold where that matters.
     """
-    kept: list[tuple[Candidate, Ngrams]] = []
+    kept: list[Candidate] = []
+    said: set[tuple[str, str | tuple[int, ...]]] = set()
+    seen: list[Ngrams] = []
     for candidate in candidates:
-        grams = word_ngrams(candidate.text) if threshold < 1.0 else frozenset()
-        if not any(_is_copy(candidate, other) or _is_near(grams, seen, threshold) for other, seen in kept):
-            kept.append((candidate, grams))
-    return tuple(candidate for candidate, _ in kept)
+        says = _says(candidate)
+        if not said.isdisjoint(says):
+            continue
+        if threshold < 1.0:
+            grams = word_ngrams(candidate.text)
+            if any(jaccard(grams, other) >= threshold for other in seen):
+                continue
+            seen.append(grams)
+        said |= says
+        kept.append(candidate)
+    return tuple(kept)
 
 
-def _is_copy(a: Candidate, b: Candidate) -> bool:
-    same_tokens = bool(a.token_ids) and a.token_ids == b.token_ids
-    return a.id == b.id or same_tokens or a.text.strip() == b.text.strip()
-
-
-def _is_near(a: Ngrams, b: Ngrams, threshold: float) -> bool:
-    return threshold < 1.0 and jaccard(a, b) >= threshold
+def _says(candidate: Candidate) -> set[tuple[str, str | tuple[int, ...]]]:
+    """What two candidates that are the same have in common one of."""
+    tokens = {("tokens", candidate.token_ids)} if candidate.token_ids else set()
+    return {("id", candidate.id), ("text", candidate.text.strip()), *tokens}
 
 
 def select(ranked: Sequence[Candidate], selection: Selection) -> tuple[Candidate, ...]:
@@ -136,7 +142,7 @@ def training_list(
     if lists.negatives != "sampled":
         distinct = tuple(c for c in distinct if c.origin == "given" or c.reward == distinct[0].reward)
     rewards = training_rewards(distinct, sampling.cut_off)
-    rewarded = [c.replace(reward=reward) for c, reward in zip(distinct, rewards, strict=True)]
+    rewarded = [c if c.reward == r else c.replace(reward=r) for c, r in zip(distinct, rewards, strict=True)]
     if uses == "one":
         return (full.replace(candidates=tuple(rewarded[:1])), "") if rewarded else (None, "no candidate")
     chosen = select(rewarded, lists.selection)

@@ -1,4 +1,7 @@
-"""The report's plots, as SVG text: lines over steps or iterations, and the timeline of who worked when."""
+"""The report's plots, as SVG text: lines over steps or iterations, and the timeline of who worked when.
+
+Lines can be had as a picture too, for pages that show no SVG.
+"""
 
 from __future__ import annotations
 
@@ -80,23 +83,46 @@ def line_plot(
     The axis is marked at `ticks`, or, with `whole_x`, at whole numbers only, as steps and iterations are.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(5.8, 1.3 + 1.35 * max(1.6, len(panels))), layout="constrained")
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, panel in zip(axes, panels, strict=True):
-            _draw_panel(axis, panel, boundaries)
-        _label_boundaries(axes[0], boundaries)
-        axes[-1].set_xlabel(xlabel)
-        if log_x:
-            axes[-1].set_xscale("log")
-        if ticks:
-            axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes[-1].set_xticks([], minor=True)
-        else:
-            axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
-        return _svg(figure)
+        return _svg(_line_figure(panels, xlabel, boundaries, ticks, log_x=log_x, whole_x=whole_x))
+
+
+def line_picture(panels: Sequence[Panel], xlabel: str, *, ticks: Sequence[float] = (), log_x: bool = False) -> bytes:
+    """The same as the bytes of a PNG file."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        _line_figure(panels, xlabel, (), ticks, log_x=log_x).savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _line_figure(
+    panels: Sequence[Panel],
+    xlabel: str,
+    boundaries: Sequence[tuple[float, str]],
+    ticks: Sequence[float],
+    *,
+    log_x: bool,
+    whole_x: bool = True,
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.8, 1.3 + 1.35 * max(1.6, len(panels))), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, boundaries)
+    _label_boundaries(axes[0], boundaries)
+    axes[-1].set_xlabel(xlabel)
+    if log_x:
+        axes[-1].set_xscale("log")
+    if ticks:
+        axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes[-1].set_xticks([], minor=True)
+    else:
+        axes[-1].xaxis.get_major_locator().set_params(integer=whole_x)
+    return figure
 
 
 def category_plot(groups: Mapping[str, Sequence[float]], ylabel: str, bound: tuple[str, float], title: str = "") -> str:

@@ -72,7 +72,8 @@ def part_path(folder: str | Path, iteration: int, part_number: int) -> Path:
 def list_parts(folder: str | Path, iteration: int | None = None) -> list[Path]:
     """The parts of a `lists` folder by iteration and number, of one iteration or of all that are there."""
     found = []
-    for path in Path(folder).glob("iteration-*/part-*.parquet"):
+    which = "*" if iteration is None else f"{iteration:04d}"
+    for path in Path(folder).glob(f"iteration-{which}/part-*.parquet"):
         of_iteration, number = _ITERATION.fullmatch(path.parent.name), _PART.fullmatch(path.name)
         if of_iteration and number and iteration in (None, int(of_iteration[1])):
             found.append((int(of_iteration[1]), int(number[1]), path))

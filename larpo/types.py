@@ -70,7 +70,8 @@ class Candidate:
     reference_fingerprint: str = ""
 
     def replace(self, **changes: Any) -> Candidate:
-        return dataclasses.replace(self, **changes)
+        """As `dataclasses.replace`, which takes twice the time: it is done for every candidate, several times."""
+        return Candidate(**{**vars(self), **changes})
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,40 @@ def _overlap(options: argparse.Namespace) -> Result:
     return run_overlap(options.recipe, options.overrides, options.repetitions)
 
 
+def _control(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.control import run_control
+
+    return run_control(options.samplers, options.ranks, options.lists, options.repetitions, options.out)
+
+
+def _sampler(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.sampler import run_sampler
+
+    return run_sampler(options.policy, options.prompts, options.repetitions, options.shape or LIST_SHAPE)
+
+
+def _weights(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.weights import run_weights
+
+    return run_weights(options.policy, options.gib, options.updated, options.repetitions)
+
+
+def _startup(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.startup import run_startup
+
+    return run_startup(options.recipe, options.policy, options.starts)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "trainer": _trainer,
     "memory": _memory,
     "gpu": _gpu,
-    "job": _job,
+    "sampler": _sampler,
+    "weights": _weights,
+    "control": _control,
     "overlap": _overlap,
+    "job": _job,
+    "startup": _startup,
 }
 NOT_IN_ALL = ("gpu",)  # what a machine without a GPU does not have
 TRAINER_SIZES = (2, 4, 8)  # candidates of a list
@@ -78,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--shape", type=_pair, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
     )
     result.add_argument("--repetitions", type=_count, default=5, help="that count, beside one warm-up (5)")
-    result.add_argument("--recipe", default="quickstart", help="that job and overlap run (quickstart)")
+    result.add_argument("--recipe", default="quickstart", help="that job, overlap and startup run (quickstart)")
     result.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a knob of that recipe"
     )
@@ -86,6 +114,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of gpu (cuda)")
     result.add_argument("--layers", type=_count, default=8, help="of gpu's models at most, as many as memory holds (8)")
     result.add_argument("--width-divisor", type=_count, default=1, help="gpu's models are so much narrower (1)")
+    result.add_argument("--prompts", type=_count, default=24, help="of a repetition of sampler (24)")
+    result.add_argument("--gib", type=float, default=2.0, help="of the larger model of weights; 0: none (2)")
+    result.add_argument("--updated", type=_count, default=1, metavar="S", help="samplers of weights (1)")
+    result.add_argument(
+        "--samplers", type=_numbers, default="8,32,128,512", metavar="S,S", help="control simulates (8,32,128,512)"
+    )
+    result.add_argument("--ranks", type=_numbers, default="1,8,64", metavar="R,R", help="control simulates (1,8,64)")
+    result.add_argument("--lists", type=_count, default=4096, help="of an iteration of control (4096)")
+    result.add_argument("--starts", type=_count, default=3, help="of startup, beside one before them (3)")
     result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
     return result
 

@@ -302,3 +302,28 @@ def test_a_real_sampler_is_killed_and_every_prompt_is_answered(local_ray, tiny_p
         kill(pool.members[0].actor)
 
     asyncio.run(go())
+
+
+def test_a_cancelled_wait_leaves_its_place_to_the_next():
+    """One is told of a place and cancelled before it takes it: the other one that waits must not sleep on."""
+
+    async def go():
+        answer = asyncio.Event()
+        house = House(Double("one", sample=lambda task: answer.wait()), per_sampler=1)
+        await house.pool.start()
+        first, second, third = (asyncio.create_task(house.pool.sample(task_of(key))) for key in "abc")
+        await settled()
+        answer.set()
+        told = house.pool._vacant._waiters[0]
+        while not told.done():
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait_for(third, 5)
+        await first
+        return second.cancelled(), len(house.pool.members), house.pool.members[0].in_flight
+
+    assert asyncio.run(go()) == (True, 1, 0)
+
+
+def task_of(key: str) -> SampleTask:
+    return SampleTask(key, 0, (1,), ((1.0, 1),), 4)
