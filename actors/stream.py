@@ -18,6 +18,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from larpo.packing import deal
 from larpo.records import next_part_number, write_part
 from larpo.types import CandidateList
 
+Share = tuple[CandidateList, ...]  # one rank's lists of a step
+
 
 class ListStream:
     """Wrapped by `ray.remote` where it is placed; every method is a coroutine on one event loop."""
@@ -46,7 +49,7 @@ class ListStream:
         self._home = home_of(config, self._folder.parent)
         self._check_ours = fence(self._home)
         self._queue = ListQueue(config, self._folder)
-        self._works: dict[int, tuple[Work, list[CandidateList]]] = {}  # the newest two positions
+        self._works: dict[int, tuple[Work, list[Share]]] = {}  # the newest two positions
         self._rollbacks = 0  # a rank that asked before the newest one is gone
         self._trained = -1  # newest iteration whose end the trainer reported
         self._waits = Waits()
@@ -264,21 +267,21 @@ class ListStream:
                         raise RuntimeError(
                             f"rank {rank} waited at position {position} while the stream was rolled back"
                         )
-                    work, lists = self._work_at(position)
+                    work, shares = self._work_at(position, ranks)
         finally:
             self._asking -= 1
             self._patience.heard = time.monotonic()
         if not isinstance(work, StepWork):
             return work
-        shares = deal([_tokens(item) for item in lists], ranks)
-        mine = tuple(lists[index] for index in shares[rank])
-        return StepWork(**{**vars(work), "lists": mine})
+        return replace(work, lists=shares[rank])
 
-    def _work_at(self, position: int) -> tuple[Work, list[CandidateList]]:
-        """The work at a position, formed when the first rank asks; that of the position before is kept too."""
+    def _work_at(self, position: int, ranks: int) -> tuple[Work, list[Share]]:
+        """The work at a position and each rank's lists, dealt when the first rank asks; the one before is kept too."""
         if position not in self._works:
             self._works = {p: work for p, work in self._works.items() if p == position - 1}
-            self._works[position] = self._queue.form(position)
+            work, lists = self._queue.form(position)
+            dealt = deal([_tokens(item) for item in lists], ranks)
+            self._works[position] = work, [tuple(lists[index] for index in share) for share in dealt]
             self._patience.progress()
         return self._works[position]
 
