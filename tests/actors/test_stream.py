@@ -281,12 +281,12 @@ def test_reference_log_probabilities_survive_a_restart(tmp_path):
 
 def test_patience_begins_anew_with_every_list(tmp_path):
     async def go():
-        stream = ListStream(make_config(overlap="none", timeouts={"stream_idle_s": 0.4}), str(tmp_path / "lists"))
+        stream = ListStream(make_config(overlap="none", timeouts={"stream_idle_s": 2.0}), str(tmp_path / "lists"))
         await stream.restore(Journal())
         await stream.open_iteration(0)
         waiting = asyncio.create_task(take(stream, 0))
         for n in range(5):  # longer than the limit in all
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             await stream.offer([make_list(0, n)])
         await stream.close_iteration(0)
         return await waiting
