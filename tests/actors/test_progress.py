@@ -161,7 +161,7 @@ def look_at(**said):
         pass
 
     pool = pool_of()
-    pool.poll, pool.take_alarms, pool.pending = nothing, list, {}
+    pool.poll, pool.take_alarms, pool.pending, pool.ready = nothing, list, {}, 1
     cast = SimpleNamespace(
         call=answer,
         stream=SimpleNamespace(status="status"),
