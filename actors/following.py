@@ -27,7 +27,7 @@ async def _follow(cast: Cast, over: asyncio.Event) -> None:
     version, limit = 0, LOOK_S + cast.run.config.timeouts.answer_s
     while not over.is_set():
         found = await cast.call(cast.stream.wait_published, version, LOOK_S, limit_s=limit)
-        if found is not None and found[0] != version:
+        if found is not None:
             version, publication = found
             await cast.samplers.update(version)
             await cast.call(cast.stream.samplers_took, publication)

@@ -53,7 +53,7 @@ class Publisher:
         self.version = version
         self.hand_over(folder)
         if self._rank == 0:
-            self._call(self._stream.published, version, publication)
+            self._call(self._stream.published, point.iteration, version, publication)
             drop_publications(self._home.home, keep=folder)
 
     def hand_over(self, folder: Path) -> None:

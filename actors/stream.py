@@ -58,7 +58,7 @@ class ListStream:
         self._asking = 0  # ranks that wait for work
         self._patience = Patience(config.timeouts.stream_idle_s, lambda: self._queue.restored and not self._asking)
         self._changed = self._patience.changed
-        self._published: tuple[int, int] | None = None  # within the open iteration: version, and which publication
+        self._published: tuple[int, int, int] | None = None  # within an iteration: which, version, which publication
         self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are on disk
         self._failures: list[Failure] = []
         self._opened, self._closed, self._ended = -1, -1, False
@@ -81,7 +81,7 @@ class ListStream:
         async with self._changed:
             recorded = self._queue.open(iteration)
             self._recorded = set(recorded)
-            self._opened, self._published = iteration, None
+            self._opened = iteration
             self._remember()
             self._patience.progress()
         return recorded
@@ -129,8 +129,13 @@ class ListStream:
 
     async def wait_published(self, version: int, timeout_s: float) -> tuple[int, int] | None:
         """The newest weights published within the open iteration, version and publication, when not `version`."""
-        await self._patience.wait_for(lambda: self._published is not None and self._published[0] != version, timeout_s)
-        return self._published
+
+        def newest() -> tuple[int, int] | None:
+            iteration, *found = self._published or (-1,)
+            return (found[0], found[1]) if iteration == self._opened and found[0] != version else None
+
+        await self._patience.wait_for(lambda: newest() is not None, timeout_s)
+        return newest()
 
     async def samplers_took(self, publication: int) -> None:
         """Every sampler has the weights of that publication, or newer ones."""
@@ -297,10 +302,10 @@ class ListStream:
         self._queue.references.update(references)
         self._alarms.extend(alarms)
 
-    async def published(self, version: int, publication: int) -> None:
-        """The trainer has published weights within an iteration."""
+    async def published(self, iteration: int, version: int, publication: int) -> None:
+        """The trainer has published weights within an iteration, which a conductor that resumes may open later."""
         async with self._changed:
-            self._published = (version, publication)
+            self._published = (iteration, version, publication)
             self._remember()
             self._patience.progress()
 

@@ -476,7 +476,7 @@ def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path
         assert await stream.wait_published(0, 0.01) is None
         await stream.offer([make_list(0, 4)])
         work = await take(stream, 0)
-        await stream.published(7, 1)
+        await stream.published(0, 7, 1)
         blocked = asyncio.create_task(stream.ask("p9"))
         await asyncio.sleep(0.05)
         held = not blocked.done()
@@ -532,3 +532,17 @@ def test_a_stream_that_is_started_again_knows_which_prompts_are_with_samplers(tm
         return held
 
     assert asyncio.run(go())
+
+
+def test_what_was_published_before_the_iteration_is_opened_is_heard_of_in_it_and_in_no_other(tmp_path):
+    """A trainer that resumes within an iteration publishes before the conductor has come so far."""
+
+    async def go():
+        stream = ListStream(make_async(), str(tmp_path / "lists"))
+        await stream.published(1, 5, 2)
+        await stream.open_iteration(1)
+        found = await stream.wait_published(0, 0.01), await stream.wait_published(5, 0.01)
+        await stream.open_iteration(2)
+        return *found, await stream.wait_published(0, 0.01)
+
+    assert asyncio.run(go()) == ((5, 2), None, None)
