@@ -34,8 +34,8 @@ def recall(correct_PN: ArrayLike, cutoff: int) -> Floats:
     correct = np.asarray(correct_PN, dtype=bool)
     _check(correct, cutoff)
     n = correct.shape[1]
-    by_count = np.array([_chance(n, c, cutoff) for c in range(n + 1)])
-    return by_count[correct.sum(axis=1)]
+    counts, place = np.unique(correct.sum(axis=1), return_inverse=True)
+    return np.array([_chance(n, int(c), cutoff) for c in counts])[place]
 
 
 def _chance(n: int, c: int, cutoff: int) -> float:
