@@ -184,7 +184,9 @@ class SamplerPool(Membership):
 
     async def _update(self, member: Member) -> None:
         actor = member.actor
-        limit = self._timeouts.weights_s + self._samplers.lease_s * bool(member.in_flight)  # which may end first
+        limit, knob = self._timeouts.weights_s, "timeouts.weights_s"
+        if member.in_flight:  # which may have to end first
+            limit, knob = limit + self._samplers.lease_s, f"{knob}, and the lease of what it had begun"
         if not member.is_leaving:
             member.status = "updating"
         try:
@@ -192,7 +194,7 @@ class SamplerPool(Membership):
             if member.status == "updating":
                 member.status = "ready"
         except TimeoutError:
-            late = PhaseTimeout(f"no weight update within {limit:g} s (timeouts.weights_s)")
+            late = PhaseTimeout(f"no weight update within {limit:g} s ({knob})")
             self._refused(member, actor, late)
         except Exception as error:
             self._refused(member, actor, error)
