@@ -104,9 +104,17 @@ def describe(run: PreparedRun) -> str:
         *_evaluation(run),
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.home.location} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
-        f"  overlap       {config.overlap}",
+        f"  overlap       {config.overlap}{_staleness(config)}",
     ]
     return "\n".join(lines)
+
+
+def _staleness(config: Config) -> str:
+    """What overlap: async adds."""
+    if config.overlap != "async":
+        return ""
+    weights = config.weights
+    return f": weights every {weights.every_steps} steps (max_staleness: {config.max_staleness}; {weights.on_update})"
 
 
 def _evaluation(run: PreparedRun) -> list[str]:
