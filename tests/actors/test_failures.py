@@ -139,7 +139,6 @@ def test_a_part_that_is_killed_is_told_of_and_costs_time_alone(killed, kill):
     assert kill.says in first[0]
     assert "ActorDiedError" not in first[0]
     assert first[1:], "its log's last lines are missing"
-    assert killed.seconds[kill.kind] < 300
 
 
 def test_the_watchdog_named_what_stood_still_while_no_sampler_lived(killed):
