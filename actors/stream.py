@@ -131,8 +131,10 @@ class ListStream:
         """The newest weights published within the open iteration, version and publication, when not `version`."""
 
         def newest() -> tuple[int, int] | None:
-            iteration, *found = self._published or (-1,)
-            return (found[0], found[1]) if iteration == self._opened and found[0] != version else None
+            if self._published is None:
+                return None
+            iteration, newer, publication = self._published
+            return (newer, publication) if iteration == self._opened and newer != version else None
 
         await self._patience.wait_for(lambda: newest() is not None, timeout_s)
         return newest()
