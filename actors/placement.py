@@ -22,6 +22,7 @@ from actors.training_desk import TrainingDesk
 from actors.turns import Turns
 from actors.weights import WeightStore
 from larpo.config import Config
+from larpo.errors import PhaseTimeout
 from larpo.home import Home
 from larpo.policy import PreparedPolicy
 from larpo.reward_config import Reward
@@ -59,21 +60,24 @@ def connect(namespace: str) -> str:
     """Join or start Ray, as `start_ray`, without a look at the room there; returns the dashboard's address."""
     import ray
 
-    runtime = {"env_vars": worker_environment(os.environ)}
+    common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False}
+    common["runtime_env"] = {"env_vars": worker_environment(os.environ)}
     if os.environ.get("RAY_ADDRESS"):
-        context = ray.init(address="auto", namespace=namespace, runtime_env=runtime, log_to_driver=False)
-    else:
-        context = ray.init(
-            address="local",
-            namespace=namespace,
-            num_cpus=os.cpu_count(),
-            runtime_env=runtime,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    return context.dashboard_url or ""
+        return ray.init(address="auto", **common).dashboard_url or ""
+    embedded: dict[str, Any] = {
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "logging_level": logging.WARNING,
+    }
+    try:
+        return ray.init(address="local", num_cpus=os.cpu_count(), **embedded, **common).dashboard_url or ""
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise PhaseTimeout(
+            "Ray's processes did not start on this machine within the 30 s that Ray leaves them: start again when it is"
+            " less busy, or join a Ray that runs (ray start --head, then RAY_ADDRESS=auto)"
+        ) from error
 
 
 def worker_environment(own: Mapping[str, str]) -> dict[str, str]:

@@ -53,7 +53,6 @@ class AutoscalingCluster:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
             "RAY_AUTH_MODE": "disabled",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_raylet_start_wait_time_s": "180",  # on a machine that is busy
             "RAY_ADDRESS": self.address,
             "LARPO_TEST_MARK": self.mark,
         }

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-from actors import room
+from actors import placement, room
 from actors.capacity import Bundle, Node
 from larpo.errors import ConfigError, PhaseTimeout
 
@@ -132,3 +132,18 @@ def test_without_an_autoscaler_what_others_use_is_waited_for(on):
     cluster = on(Cluster({"slot": 0.0}, has={"slot": 2.0}, autoscaler=False))
     cluster.arrives_at = 4.0
     assert room.make_room(SLOT, 900, lambda line: None) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"), [("The current node timed out during startup. This", PhaseTimeout), ("x", OSError)]
+)
+def test_a_ray_that_does_not_start_in_time_is_one_error_with_what_to_do(monkeypatch, said, raised):
+    """Ray leaves its processes a fixed time, which a busy machine may need; any other error is passed on."""
+
+    def init(**options):
+        raise OSError(said)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(raised, match="start again when it is less busy" if raised is PhaseTimeout else "x"):
+        placement.connect("run")

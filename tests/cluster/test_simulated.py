@@ -41,7 +41,6 @@ class SimulatedCluster(JobServer):
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": self._ray,
             "RAY_worker_niceness": "0",  # Ray's actors do not stand back behind whatever else this machine does
-            "RAY_raylet_start_wait_time_s": "180",  # on a machine that is busy
             "LARPO_TEST_MARK": self.mark,
         }
         token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)

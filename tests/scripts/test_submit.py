@@ -46,7 +46,6 @@ class JobServer:
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "LARPO_TEST_MARK": self.mark,
             "RAY_worker_niceness": "0",  # Ray's actors do not stand back behind whatever else this machine does
-            "RAY_raylet_start_wait_time_s": "180",  # on a machine that is busy
         }
         gcs, dashboard, agent, agent_grpc, client = free_ports(5)
         self.address = f"http://127.0.0.1:{dashboard}"
