@@ -64,13 +64,16 @@ def connect(namespace: str) -> str:
     common["runtime_env"] = {"env_vars": worker_environment(os.environ)}
     if os.environ.get("RAY_ADDRESS"):
         return ray.init(address="auto", **common).dashboard_url or ""
-    embedded: dict[str, Any] = {
-        "include_dashboard": True,
-        "dashboard_host": "127.0.0.1",
-        "logging_level": logging.WARNING,
-    }
     try:
-        return ray.init(address="local", num_cpus=os.cpu_count(), **embedded, **common).dashboard_url or ""
+        context = ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            **common,
+        )
+        return context.dashboard_url or ""
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
