@@ -161,16 +161,11 @@ class Annotation:
 def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:
     """k responses, dealt evenly over the iteration's temperatures."""
     sampling = run.config.sampling
-    temperatures = sampling.temperatures
-    if sampling.temperature_by_iteration:
-        temperatures = (sampling.temperature_by_iteration[iteration],)
-    share, rest = divmod(sampling.k, len(temperatures))
-    counts = tuple((t, share + (number < rest)) for number, t in enumerate(temperatures))
     return SampleTask(
         key=list_id(iteration, prompt.id),
         iteration=iteration,
         prompt_token_ids=run.token_ids[prompt.id],
-        counts=counts,
+        counts=sampling.counts(iteration),
         max_new_tokens=sampling.max_new_tokens,
         stop=sampling.stop,
         stop_token_ids=run.stop_token_ids,

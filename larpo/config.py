@@ -103,6 +103,13 @@ class Sampling(Section):
     stop: tuple[str, ...] = ()  # extra stop strings
     cut_off: Literal["as_is", "last", "drop"] = "as_is"  # rank of a response cut at the limit
 
+    def counts(self, iteration: int) -> tuple[tuple[float, int], ...]:
+        """(temperature, responses) of a prompt: k dealt evenly over the iteration's temperatures."""
+        by_iteration = self.temperature_by_iteration
+        temperatures = (by_iteration[iteration],) if by_iteration else self.temperatures
+        share, rest = divmod(self.k, len(temperatures))
+        return tuple((t, share + (number < rest)) for number, t in enumerate(temperatures))
+
 
 class Selection(Section):
     """Which of the ranked responses are trained on (paper, Appendix H)."""

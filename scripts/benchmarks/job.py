@@ -64,7 +64,6 @@ def check_recipe(config: Config) -> None:
         "policy.lora.rank": config.policy.lora.rank > 0,
         "lists.negatives": config.lists.negatives != "sampled",
         "reward.kind": config.reward.kind == "vllm",
-        "sampling.temperature_by_iteration": bool(config.sampling.temperature_by_iteration),
         "objective.name": spec.divergence or spec.per != "list",
     }
     for knob, is_refused in refused.items():

@@ -41,11 +41,9 @@ class PhaseWork:
     folder: str  # of this side: what the phases write
 
     @property
-    def counts(self) -> list[tuple[float, int]]:
-        """(temperature, responses) of every prompt: k dealt evenly."""
-        sampling = self.config.sampling
-        share, rest = divmod(sampling.k, len(sampling.temperatures))
-        return [(temperature, share + (n < rest)) for n, temperature in enumerate(sampling.temperatures)]
+    def counts(self) -> tuple[tuple[float, int], ...]:
+        """(temperature, responses) of every prompt."""
+        return self.config.sampling.counts(self.iteration)
 
     @property
     def config(self) -> Config:

@@ -10,6 +10,7 @@ import torch
 from larpo.config import Config
 from larpo.errors import LarpoError
 from larpo.policy import PreparedPolicy
+from tests.toy_runs import Runs
 
 
 @dataclass
@@ -62,6 +63,15 @@ def trainer_config():
         return Config.model_validate(defaults)
 
     return make
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_policy):
+    """Whole runs that a test can kill; nothing of them is left."""
+    started = Runs(tmp_path, tiny_policy)
+    yield started
+    for process in started.processes():
+        process.kill()
 
 
 @pytest.fixture(scope="session")

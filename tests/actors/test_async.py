@@ -21,14 +21,6 @@ KNOBS = (
 )
 
 
-@pytest.fixture
-def runs(tmp_path, tiny_policy):
-    started = Runs(tmp_path, tiny_policy)
-    yield started
-    for process in started.processes():
-        process.kill()
-
-
 def check(runs: Runs) -> None:
     """Within the bound by the trainer's own count and by the lists, with several versions in an iteration."""
     check_exactly_once(runs.run_dir, counts=(24, 24), epochs=1)

@@ -72,14 +72,6 @@ async def _until(condition) -> None:
         await asyncio.sleep(0.1)
 
 
-@pytest.fixture
-def runs(tmp_path, tiny_policy):
-    started = Runs(tmp_path, tiny_policy)
-    yield started
-    for process in started.processes():
-        process.kill()
-
-
 def is_sampling(runs: Runs) -> bool:
     """Samplers are busy, and no list has been ranked."""
     return any(record["actor"].startswith("sampler") and record["kind"] == "sample" for record in runs.records("span"))

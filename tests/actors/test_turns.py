@@ -10,7 +10,7 @@ import torch
 from actors.turns import Turns, begin_sampling, begin_training
 from larpo.config import Config
 from larpo.errors import PhaseTimeout
-from tests.toy_runs import Runs, check_exactly_once
+from tests.toy_runs import check_exactly_once
 
 
 class Recorded:
@@ -88,14 +88,6 @@ def test_without_turns_nobody_waits():
         assert house.told == []
 
     asyncio.run(go())
-
-
-@pytest.fixture
-def runs(tmp_path, tiny_policy):
-    started = Runs(tmp_path, tiny_policy)
-    yield started
-    for process in started.processes():
-        process.kill()
 
 
 @pytest.mark.slow

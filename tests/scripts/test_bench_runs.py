@@ -13,7 +13,6 @@ from larpo.run_log import make_run_log
 from scripts.bench import main
 from scripts.benchmarks.job import Told, check_recipe
 from scripts.benchmarks.overlap import ONE_CORE_EACH, overlapping_modes, phases_alone
-from scripts.benchmarks.phases import PhaseWork
 from scripts.benchmarks.runs import QUIET, by_kind, from_first_to_last, sampled_tokens, worked
 from tests.toy_runs import write_toy
 
@@ -56,10 +55,10 @@ def test_tokens_of_the_memory_do_not_count(tmp_path, make_list):
 
 
 def test_responses_are_dealt_over_the_temperatures():
-    class Run:
-        config = Config.model_validate({"sampling": {"k": 8, "temperatures": (0.5, 1.0, 1.2)}})
-
-    assert PhaseWork(Run(), 0, "", "").counts == [(0.5, 3), (1.0, 3), (1.2, 2)]
+    several = Config.model_validate({"sampling": {"k": 8, "temperatures": [0.5, 1.0, 1.5]}}).sampling
+    assert several.counts(0) == several.counts(1) == ((0.5, 3), (1.0, 3), (1.5, 2))
+    planned = Config.model_validate({"sampling": {"k": 8, "temperature_by_iteration": [0.5, 1.0]}}).sampling
+    assert [planned.counts(iteration) for iteration in (0, 1)] == [((0.5, 8),), ((1.0, 8),)]
 
 
 def test_what_the_scripts_cannot_do_is_refused():
