@@ -75,7 +75,7 @@ def test_a_side_runs_in_a_process_of_its_own_and_its_failure_is_told():
         in_own_process(leaving, {})
 
 
-def test_memory_is_counted_beyond_what_was_held_before():
+def grows_by_96_mib(settings):
     held = bytearray(64 * 2**20)
     held[:: 2**12] = b"x" * (len(held) // 2**12)
 
@@ -84,7 +84,12 @@ def test_memory_is_counted_beyond_what_was_held_before():
         more[:: 2**12] = b"x" * (len(more) // 2**12)
         return len(more)
 
-    peak, size = peak_beyond_gib(work)
+    return peak_beyond_gib(work)
+
+
+def test_memory_is_counted_beyond_what_was_held_before():
+    # In a process of its own, as a benchmark is: one that ran long may have such a piece free, and grows by nothing.
+    peak, size = in_own_process(grows_by_96_mib, {})
     assert size == 96 * 2**20
     assert 90 / 1024 < peak < 120 / 1024
 
