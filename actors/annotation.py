@@ -21,7 +21,8 @@ from larpo.negatives import with_borrowed
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
-LINGER_S = 0.5  # how long a part waits for more lists before it is written smaller
+OFFERS = 8  # parts that are on their way to the stream at a time
+LINGER_S = 0.5  # how long a part's first list waits for more before it is written smaller
 
 
 class Annotation:
@@ -91,11 +92,15 @@ class Annotation:
             await self._cast.samplers.free_slot()
 
     async def _rank_all(self) -> None:
-        more = True
-        while more:
-            batch, more = await self._next_batch()
-            if batch:
-                await self._rank_and_offer(batch)
+        """Lists are ranked while those before them are being written, or wait for room in the stream."""
+        more, room = True, asyncio.Semaphore(OFFERS)
+        async with asyncio.TaskGroup() as offers:
+            while more:
+                batch, more = await self._next_batch()
+                if batch:
+                    lists, metrics = await self._rank(batch)
+                    await room.acquire()
+                    offers.create_task(self._offer(lists, metrics)).add_done_callback(lambda _: room.release())
 
     async def _next_batch(self) -> tuple[list[CandidateList], bool]:
         """Sampled lists for one part, and whether more will come.
@@ -104,17 +109,21 @@ class Annotation:
         """
         linger = LINGER_S if self._config.lists.negatives == "sampled" else None
         batch: list[CandidateList] = []
-        while len(batch) < self._config.stream.lists_per_part:
-            try:
-                item = await asyncio.wait_for(self._sampled.get(), linger if batch else None)
-            except TimeoutError:
-                break
-            if item is None:
-                return batch, False
-            batch.append(item)
+        try:
+            async with asyncio.timeout(None) as limit:
+                while len(batch) < self._config.stream.lists_per_part:
+                    item = await self._sampled.get()
+                    if item is None:
+                        return batch, False
+                    batch.append(item)
+                    if len(batch) == 1 and linger is not None:
+                        limit.reschedule(asyncio.get_running_loop().time() + linger)
+        except TimeoutError:
+            pass
         return batch, True
 
-    async def _rank_and_offer(self, batch: Sequence[CandidateList]) -> None:
+    async def _rank(self, batch: Sequence[CandidateList]) -> tuple[list[CandidateList], dict[str, float]]:
+        """The lists with what their prompts remember, best first, and how fast that went."""
         seed = self._config.run.seed
         started = time.time()
         memory = {prompt: item.candidates for prompt, item in self._memory.items()}
@@ -124,13 +133,13 @@ class Annotation:
         self._recent.extend(joined)
         lists = await self._ranked(mixed)
         rate = len(lists) / max(1e-9, time.time() - started)
-        await self._offer(lists, {"prompts/ranked": len(lists), "reward/lists_per_second": rate})
-        self._progress.ranked += len(lists)
+        return lists, {"prompts/ranked": float(len(lists)), "reward/lists_per_second": rate}
 
     async def _offer(self, lists: Sequence[CandidateList], metrics: Mapping[str, float]) -> None:
         hits = {"reward/cache_hits": float(self._cast.rewards.take_hits())}
         self._progress.log("lists", {**list_metrics(lists, self._config), **metrics, **hits}, iteration=self._iteration)
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=math.inf)  # the stream has its own
+        self._progress.ranked += int(metrics.get("prompts/ranked", 0))
 
     async def _ranked(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
         """Best first, after what has no reward, or not this reward model's, has been scored."""

@@ -68,7 +68,8 @@ class TrainingCast:
         """
         limit = limit_s or self._timeouts.weights_s
         try:
-            return await asyncio.wait_for(answer(method.remote(*arguments)), None if limit == math.inf else limit)
+            async with asyncio.timeout(None if limit == math.inf else limit):
+                return await answer(method.remote(*arguments))
         except TimeoutError as error:
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
         except Exception as error:

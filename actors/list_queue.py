@@ -29,6 +29,7 @@ class ListQueue:
         self._config, self._folder = config, lists_folder
         self._queue: deque[CandidateList] = deque()
         self._iteration, self._epoch = 0, 0
+        self._taken: set[str] = set()  # prompt ids of the iteration's first epoch that were queued, or consumed
         self._opened, self._closed = -1, -1  # newest iteration opened by the conductor; newest closed
         self._journal = Journal()
         self._ended = False
@@ -114,6 +115,7 @@ class ListQueue:
         """Roll back (or start) at the journal: lists on disk that it has not consumed are queued again."""
         self._journal = journal
         self._iteration, self._epoch = journal.iteration, journal.epoch
+        self._taken = set(journal.used(journal.iteration, 0))
         self._queue.clear()
         self.dropped, self._behind = {}, {}
         self.restored = True
@@ -184,6 +186,7 @@ class ListQueue:
         work = IterationEnd(position, self._iteration)
         self._journal = self._journal.after(work)
         self._iteration, self._epoch = self._journal.iteration, 0
+        self._taken = set()
         self.dropped, self._behind = {}, {}
         self._enqueue_recorded()
         return work
@@ -218,8 +221,9 @@ class ListQueue:
 
     def _append(self, lists: Sequence[CandidateList]) -> None:
         """Lists of the first epoch, each once, whether it came from the conductor or from disk."""
-        taken = set(self._journal.used(self._iteration, 0)) | {item.prompt.id for item in self._queue}
-        self._queue.extend(item for item in lists if item.prompt.id not in taken)
+        new = [item for item in lists if item.prompt.id not in self._taken]
+        self._taken |= {item.prompt.id for item in new}
+        self._queue.extend(new)
 
 
 def _deadline(item: CandidateList) -> float:

@@ -38,7 +38,8 @@ class Patience:
             moved = max(started, self._progressed, self.heard)
             try:
                 left = max(0.05, moved + self._limit - time.monotonic())
-                await asyncio.wait_for(self.changed.wait_for(lambda: self.error is not None or ready()), left)
+                async with asyncio.timeout(left):
+                    await self.changed.wait_for(lambda: self.error is not None or ready())
                 return self.raise_error()
             except TimeoutError as error:
                 if not self._at_work() and max(self._progressed, self.heard) <= moved:
@@ -49,7 +50,8 @@ class Patience:
         """Whether it is so, waiting for it at most `timeout_s`; TrainingError when the run has failed."""
         async with self.changed:
             try:
-                await asyncio.wait_for(self.changed.wait_for(lambda: self.error is not None or ready()), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self.changed.wait_for(lambda: self.error is not None or ready())
             except TimeoutError:
                 return False
         self.raise_error()

@@ -10,6 +10,8 @@ from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
 from larpo.lora import adapter_files, adapter_parameters, base_weights, has_lora
 
+REDUCED_TOGETHER = 5 * 10**7  # gradients in one message, and in the buffer for it; DeepSpeed's own is ten times that
+
 
 def start_deepspeed(**arguments: Any) -> Any:
     """DeepSpeed's engine around a model, in Ray Train's process group: the one place that starts DeepSpeed.
@@ -46,7 +48,7 @@ def zero_config(*, dtype: str, stage: int, clip_norm: float, ranks: int) -> dict
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
         "gradient_clipping": clip_norm,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **({"reduce_bucket_size": REDUCED_TOGETHER} if stage else {})},
         "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,

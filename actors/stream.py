@@ -24,6 +24,7 @@ from typing import Any
 
 from actors.list_queue import ListQueue
 from actors.memo import Memo
+from actors.part_writer import PartWriter
 from actors.patience import Patience
 from actors.policies import roll_back
 from actors.titles import show_title
@@ -31,11 +32,8 @@ from actors.vitals import vitals
 from actors.waits import Waits
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
-from larpo.errors import TrainingError
 from larpo.home import home_of
-from larpo.home_sessions import fence
 from larpo.packing import deal
-from larpo.records import next_part_number, write_part
 from larpo.types import CandidateList
 
 Share = tuple[CandidateList, ...]  # one rank's lists of a step
@@ -47,7 +45,8 @@ class ListStream:
     def __init__(self, config: Config, lists_folder: str, memo: Memo | None = None) -> None:
         self._config, self._folder = config, Path(lists_folder)
         self._home = home_of(config, self._folder.parent)
-        self._check_ours = fence(self._home)
+        self._writer = PartWriter(self._folder, self._home)
+        self._in_order = asyncio.Lock()  # lists come into the queue as they are on disk
         self._queue = ListQueue(config, self._folder)
         self._works: dict[int, tuple[Work, list[Share]]] = {}  # the newest two positions
         self._rollbacks = 0  # a rank that asked before the newest one is gone
@@ -155,28 +154,19 @@ class ListStream:
         if not lists:
             return
         self._recorded |= {item.prompt.id for item in lists}
-        await asyncio.to_thread(self._keep, lists)
+        await self._writer.write(lists)
         trainable = self._queue.trainable(lists)
-        with self._waits.of("producer"):
-            async with self._changed:
-                self._patience.progress()
-                self._queue.place(lists)
-                if self._config.overlap == "stream":
-                    await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
-                self._queue.append(trainable)
-                self._patience.progress()
-
-    def _keep(self, lists: Sequence[CandidateList]) -> None:
-        self._check_ours()
-        iteration = lists[0].iteration
-        try:
-            part = write_part(self._folder, lists, iteration, next_part_number(self._folder, iteration))
-        except OSError as error:
-            raise TrainingError(
-                f"could not write {len(lists)} lists to {self._folder}: {error}; those before are whole."
-                " Free disk space, then resume"
-            ) from error
-        self._home.push(part)
+        self._patience.moved()
+        async with self._in_order:
+            with self._waits.of("producer"):
+                async with self._changed:
+                    self._queue.place(lists)
+                    if self._config.overlap == "stream":
+                        await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
+                    self._queue.append(trainable)
+                    self._patience.moved()
+                    if self._queue.is_ready() or self._config.overlap == "async":  # else nobody waits for this
+                        self._changed.notify_all()
 
     def _has_room(self, arriving: int) -> bool:
         """The bound holds, or the trainer has too little for a step: then both would wait for each other."""

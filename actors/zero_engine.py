@@ -46,6 +46,9 @@ class ZeroEngine:
                 betas=optimizer.betas,
                 eps=optimizer.eps,
                 weight_decay=optimizer.weight_decay,
+                # One pass without temporaries: ZeRO's partition is one tensor, whose copies would be as large as it.
+                # Not on GPUs: there its count of steps lies beside the weights, and checkpoints bring it on the CPU.
+                fused=self.device.type == "cpu",
             ),
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
         )

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from larpo.config import Config
 from larpo.hardness import hardness
-from larpo.lists import count_duplicates, is_cut, training_list
+from larpo.lists import choose, is_cut
 from larpo.objective_table import get_spec
 from larpo.types import Candidate, CandidateList
 
@@ -42,14 +42,13 @@ def _fresh_metrics(groups: Sequence[Sequence[Candidate]]) -> dict[str, float]:
 
 def _training_metrics(lists: Sequence[CandidateList], config: Config) -> dict[str, float]:
     seed, uses = config.run.seed, get_spec(config.objective.name).uses
-    chosen = [training_list(item, config.lists, config.sampling, seed=seed, uses=uses) for item in lists]
-    trained = [item for item, _ in chosen if item is not None]
-    reasons = [reason for item, reason in chosen if item is None]
-    copies = sum(count_duplicates(item, config.lists, config.sampling, seed=seed) for item in lists)
+    found = [choose(item, config.lists, config.sampling, seed=seed, uses=uses) for item in lists]
+    trained = [chosen.item for chosen in found if chosen.item is not None]
+    reasons = [chosen.lost for chosen in found if chosen.item is None]
     metrics = {
         "lists/dropped_equal_rewards": float(reasons.count("all rewards equal")),
         "lists/dropped_too_few": float(len(reasons) - reasons.count("all rewards equal")),
-        "lists/duplicates": float(copies),
+        "lists/duplicates": float(sum(chosen.duplicates for chosen in found)),
     }
     if not trained:
         return metrics

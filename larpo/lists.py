@@ -8,6 +8,7 @@ rank, drop duplicates, select, and say so when nothing is left to learn from. A 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from larpo.config import Lists, Sampling, Selection
@@ -28,12 +29,15 @@ def rank(
     by reward) or left out ("drop"). Raises DataError when a candidate has no reward.
     """
 
-    def key(candidate: Candidate) -> tuple[bool, float, int, str]:
-        below = cut_off == "last" and is_cut(candidate)
-        return below, -_reward(candidate), stable_hash(seed, prompt_id, candidate.id), candidate.id
+    def place(candidate: Candidate) -> tuple[bool, float]:
+        return cut_off == "last" and is_cut(candidate), -_reward(candidate)
+
+    def tied(candidate: Candidate) -> tuple[tuple[bool, float], int, str]:
+        return place(candidate), stable_hash(seed, prompt_id, candidate.id), candidate.id
 
     kept = [c for c in candidates if not (cut_off == "drop" and is_cut(c))]
-    return tuple(sorted(kept, key=key))
+    distinct = len({place(candidate) for candidate in kept}) == len(kept)
+    return tuple(sorted(kept, key=place if distinct else tied))
 
 
 def is_cut(candidate: Candidate) -> bool:
@@ -117,19 +121,34 @@ def select(ranked: Sequence[Candidate], selection: Selection) -> tuple[Candidate
     return tuple(ranked[:winners]) + tuple(rest[max(0, len(rest) - losers) :])
 
 
-def signal_lost(candidates: Sequence[Candidate]) -> str | None:
-    """Why nothing can be learned from these candidates, or None."""
-    if len(remove_duplicates(candidates, 1.0)) < 2:
+def signal_lost(distinct: Sequence[Candidate]) -> str | None:
+    """Why nothing can be learned from candidates of which no two say the same, or None."""
+    if len(distinct) < 2:
         return "fewer than two distinct candidates"
-    if len({_reward(candidate) for candidate in candidates}) < 2:
+    if len({_reward(candidate) for candidate in distinct}) < 2:
         return "all rewards equal"
     return None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is trained on of a durable list, best first, or None and why not; `duplicates` were left out on the way."""
+
+    item: CandidateList | None
+    lost: str
+    duplicates: int
 
 
 def training_list(
     full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int, uses: Uses = "order"
 ) -> tuple[CandidateList | None, str]:
-    """What is trained on of a durable list, best first, or (None, why not).
+    """What is trained on of a durable list, best first, or (None, why not); see `choose`."""
+    chosen = choose(full, lists, sampling, seed=seed, uses=uses)
+    return chosen.item, chosen.lost
+
+
+def choose(full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int, uses: Uses = "order") -> Chosen:
+    """The whole way from a durable list to what is trained on.
 
     `uses` is what the objective reads of a list (`ObjectiveSpec`): one that reads the best response alone gets it,
     and has no need of a second.
@@ -138,22 +157,19 @@ def training_list(
     prompts, so are the prompt's own below the highest reward. The candidates
     returned carry their training reward (`training_rewards`); the durable list keeps the reward model's own.
     """
-    distinct = remove_duplicates(_trainable(full, sampling, seed), lists.near_duplicate)
+    ranked = _trainable(full, sampling, seed)
+    distinct = remove_duplicates(ranked, lists.near_duplicate)
+    duplicates = len(ranked) - len(distinct)
     if lists.negatives != "sampled":
         distinct = tuple(c for c in distinct if c.origin == "given" or c.reward == distinct[0].reward)
     rewards = training_rewards(distinct, sampling.cut_off)
     rewarded = [c if c.reward == r else c.replace(reward=r) for c, r in zip(distinct, rewards, strict=True)]
     if uses == "one":
-        return (full.replace(candidates=tuple(rewarded[:1])), "") if rewarded else (None, "no candidate")
-    chosen = select(rewarded, lists.selection)
-    lost = signal_lost(chosen)
-    return (None, lost) if lost else (full.replace(candidates=chosen), "")
-
-
-def count_duplicates(full: CandidateList, lists: Lists, sampling: Sampling, *, seed: int) -> int:
-    """How many candidates `training_list` leaves out because another says the same."""
-    ranked = _trainable(full, sampling, seed)
-    return len(ranked) - len(remove_duplicates(ranked, lists.near_duplicate))
+        best = full.replace(candidates=tuple(rewarded[:1])) if rewarded else None
+        return Chosen(best, "" if best else "no candidate", duplicates)
+    selected = select(rewarded, lists.selection)
+    lost = signal_lost(selected)
+    return Chosen(None if lost else full.replace(candidates=selected), lost or "", duplicates)
 
 
 def _trainable(full: CandidateList, sampling: Sampling, seed: int) -> tuple[Candidate, ...]:

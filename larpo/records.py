@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,9 @@ def write_part(folder: str | Path, lists: Sequence[CandidateList], iteration: in
     if path.exists():
         raise DataError(f"{path} exists; parts are never changed: write number {next_part_number(folder, iteration)}")
     table = _to_table(lists, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _flush_folder(path.parent.parent)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _flush_folder(path.parent.parent)
     _publish(table, path)
     return path
 
@@ -192,7 +192,7 @@ def _to_row(entry: CandidateList) -> dict[str, Any]:
         "iteration": entry.iteration,
         "prompt": {
             "id": prompt.id,
-            "messages": [asdict(message) for message in prompt.messages],
+            "messages": [vars(message) for message in prompt.messages],
             "task": prompt.task,
             "answer_key": json.dumps(dict(prompt.answer_key), ensure_ascii=False),
         },
@@ -203,8 +203,7 @@ def _to_row(entry: CandidateList) -> dict[str, Any]:
 
 
 def _to_fields(candidate: Candidate) -> dict[str, Any]:
-    spans = [asdict(span) for span in candidate.versions]
-    return {**vars(candidate), "versions": spans}
+    return {**vars(candidate), "versions": [vars(span) for span in candidate.versions]}
 
 
 def _from_row(row: dict[str, Any]) -> CandidateList:

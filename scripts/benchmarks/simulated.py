@@ -94,8 +94,16 @@ class InstantRewards:
 class UnwrittenStream(ListStream):
     """The same stream, whose lists stay in memory."""
 
-    def _keep(self, lists: Sequence[CandidateList]) -> None:
-        """What it leaves out is what is compared."""
+    def __init__(self, config: Config, lists_folder: str) -> None:
+        super().__init__(config, lists_folder)
+        self._writer = NoWriter()  # type: ignore[assignment]
+
+
+class NoWriter:
+    """What it leaves out is what is compared."""
+
+    async def write(self, lists: Sequence[CandidateList]) -> None:
+        """They are nowhere."""
 
 
 class SimulatedCast(TrainingCast):

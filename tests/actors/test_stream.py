@@ -107,6 +107,26 @@ def test_a_full_stream_holds_the_producer_back(tmp_path):
     assert asyncio.run(go())
 
 
+def test_offers_that_come_together_are_trained_in_their_order_however_much_room_each_needs(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        groups = [[0, 1, 2], [3, 4, 5], [6], [7]]  # the second has no room, which the third and fourth would have
+        offers = [asyncio.create_task(stream.offer([make_list(0, n) for n in group])) for group in groups]
+        await asyncio.sleep(0.1)
+        held = [offer.done() for offer in offers]
+        first = await take(stream, 0)
+        second = await take(stream, 1)
+        await asyncio.gather(*offers)
+        return held, ids(first), ids(second)
+
+    held, first, second = asyncio.run(go())
+    assert (first, second) == (["p0", "p1", "p2", "p3"], ["p4", "p5", "p6", "p7"])
+    assert held[2:] == [False, False]
+    assert [item.prompt.id for item in read_lists(tmp_path / "lists")] == [f"p{n}" for n in range(8)]
+
+
 def test_a_wait_counts_while_it_goes_on(tmp_path):
     async def seen(stream, what):
         async with asyncio.timeout(10):

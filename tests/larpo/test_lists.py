@@ -189,7 +189,7 @@ def test_selection_keeps_order_and_takes_none_twice(count, top, bottom):
 
 def test_signal_lost():
     assert signal_lost([]) == "fewer than two distinct candidates"
-    assert signal_lost([candidate("a", 0.0, "x"), candidate("b", 1.0, "x")]) == "fewer than two distinct candidates"
+    assert signal_lost([candidate("a", 0.0)]) == "fewer than two distinct candidates"
     assert signal_lost([candidate("a", 1.0), candidate("b", 1.0)]) == "all rewards equal"
     assert signal_lost([candidate("a", 1.0), candidate("b", 0.0)]) is None
 
