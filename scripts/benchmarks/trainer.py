@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -137,7 +138,10 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
         {
             "policy": {"model": steps.policy, "dtype": steps.dtype},
             "objective": {"name": "lambdarank", "beta": BETA},
-            "training": {"optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9}},
+            "training": {
+                "optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9},
+                "threads": len(os.sched_getaffinity(0)),  # as the other side's; Ray would give a worker of one CPU one
+            },
         }
     )
     with tempfile.TemporaryDirectory() as folder:
