@@ -2,7 +2,8 @@
 
 Each benchmark runs both sides on the same work in one process tree, with a warm-up and several repetitions, prints
 medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported as one that
-is good. Exit codes: 0 done, 1 a side failed, 2 the arguments cannot be used.
+is good. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side failed, 2 the
+arguments cannot be used.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "names",
         nargs="+",
-        choices=[*BENCHMARKS, "all"],
+        choices=[*BENCHMARKS, "all", "table"],
         metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)}, or all ({', '.join(NOT_IN_ALL)} must be named)",
+        help=f"{', '.join(BENCHMARKS)}, or all ({', '.join(NOT_IN_ALL)} must be named); table: of the results in --out",
     )
     result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
     result.add_argument("--sizes", type=_numbers, metavar="K,K", help="candidates of a list (2,4,8; gpu: 4,8)")
@@ -118,9 +119,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--gib", type=float, default=2.0, help="of the larger model of weights; 0: none (2)")
     result.add_argument("--updated", type=_count, default=1, metavar="S", help="samplers of weights (1)")
     result.add_argument(
-        "--samplers", type=_numbers, default="8,32,128,512", metavar="S,S", help="control simulates (8,32,128,512)"
+        "--samplers", type=_numbers, default="8,64,512", metavar="S,S", help="control simulates (8,64,512)"
     )
-    result.add_argument("--ranks", type=_numbers, default="1,8,64", metavar="R,R", help="control simulates (1,8,64)")
+    result.add_argument("--ranks", type=_numbers, default="1,64", metavar="R,R", help="control simulates (1,64)")
     result.add_argument("--lists", type=_count, default=4096, help="of an iteration of control (4096)")
     result.add_argument("--starts", type=_count, default=3, help="of startup, beside one before them (3)")
     result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
@@ -151,13 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from larpo.evaluation import columns
+    from scripts.benchmarks.published import markdown
 
-    names = [name for name in BENCHMARKS if name not in NOT_IN_ALL] if "all" in options.names else options.names
-    for name in names:
+    every = [name for name in BENCHMARKS if name not in NOT_IN_ALL]
+    for name in every if "all" in options.names else [name for name in options.names if name != "table"]:
         result = BENCHMARKS[name](options)
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{name}.json").write_text(result.to_json() + "\n", encoding="utf-8")
         print(*columns([TABLE_HEADER, *table(result)]), *result.notes, sep="\n", flush=True)
+    if "table" in options.names:
+        print(markdown(options.out, BENCHMARKS))
     return 0
 
 

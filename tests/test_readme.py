@@ -7,6 +7,8 @@ import pytest
 
 from larpo.recipe import bundled_recipes
 from scripts import align, compare, doctor, evaluate, experiment, lists, offline, sft, train_reward
+from scripts.bench import BENCHMARKS
+from scripts.benchmarks.published import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,6 +55,12 @@ def test_every_bundled_recipe_is_in_a_table():
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"make ([a-z][a-z-]+)", README)) - {"and"} <= targets
+
+
+def test_the_table_of_benchmarks_is_that_of_the_results():
+    """`python -m scripts.bench table` prints it."""
+    block = re.search(r"<!-- benchmarks -->\n(.*?)\n<!-- /benchmarks -->", README, flags=re.DOTALL)
+    assert block.group(1).strip() == markdown(ROOT / "benchmarks", BENCHMARKS)
 
 
 def test_every_linked_file_exists():

@@ -27,11 +27,12 @@ def run_control(samplers: Sequence[int], ranks: Sequence[int], lists: int, repet
     """Every number of samplers with every number of ranks, and a picture in `out`."""
     sizes = [Size(some, others, lists) for others in ranks for some in samplers]
     found = {size: measured(size, repetitions) for size in sizes}
-    rows = [row for size, sides in found.items() for row in _rows(size, sides)]
+    target, speeds = Series("target", (LISTS_A_SECOND,)), {size: _rate(size, found[size][WRITTEN]) for size in sizes}
+    rows = [Comparison(_named(size), "lists/s", speed, target, ">= 1") for size, speed in speeds.items()]
     rows += [_flatness(found, samplers, others, lists) for others in ranks if len(samplers) > 1]
-    notes = [_share_of_writing(found)]
-    slowest = min(sizes, key=lambda size: _rate(size, found[size][WRITTEN]).median)
-    if _rate(slowest, found[slowest][WRITTEN]).median < LISTS_A_SECOND:
+    notes = [_cost(found)]
+    slowest = min(sizes, key=lambda size: speeds[size].median)
+    if speeds[slowest].median < LISTS_A_SECOND:
         notes += [f"Where the time goes with {_named(slowest)}, by each function's own time:", *profile(slowest)]
     _draw(found, samplers, ranks, lists, out / "control.png")
     settings = {"samplers": list(samplers), "ranks": list(ranks), "lists": lists, "candidates": CANDIDATES}
@@ -50,15 +51,6 @@ def once(size: Size) -> float:
         return asyncio.run(iteration_seconds(Path(folder), size))
 
 
-def _rows(size: Size, sides: Mapping[str, Series]) -> list[Comparison]:
-    target = Series("target", (LISTS_A_SECOND,))
-    each, bare = (_microseconds(size, sides[label]) for label in (WRITTEN, UNWRITTEN))
-    return [
-        Comparison(_named(size), "lists/s", _rate(size, sides[WRITTEN]), target, ">= 1"),
-        Comparison(f"{_named(size)}: cost of a list", "us", each, bare),
-    ]
-
-
 def _flatness(
     found: Mapping[Size, Mapping[str, Series]], samplers: Sequence[int], ranks: int, lists: int
 ) -> Comparison:
@@ -68,17 +60,17 @@ def _flatness(
     return Comparison(f"{most.samplers} samplers, {_count(ranks, 'rank')}: flat", "lists/s", ours, other, FLAT)
 
 
-def _share_of_writing(found: Mapping[Size, Mapping[str, Series]]) -> str:
+def _cost(found: Mapping[Size, Mapping[str, Series]]) -> str:
+    costs = [1e6 * sides[WRITTEN].median / size.lists for size, sides in found.items()]
     shares = [1 - sides[UNWRITTEN].median / sides[WRITTEN].median for sides in found.values()]
-    return f"writing the lists to disk is {min(shares):.0%} to {max(shares):.0%} of a list's time"
+    return (
+        f"a list costs {min(costs):.0f} to {max(costs):.0f} us, of which writing it to disk is {min(shares):.0%} to"
+        f" {max(shares):.0%}"
+    )
 
 
 def _rate(size: Size, seconds: Series) -> Series:
     return Series(seconds.label, tuple(size.lists / value for value in seconds.values))
-
-
-def _microseconds(size: Size, seconds: Series) -> Series:
-    return Series(seconds.label, tuple(1e6 * value / size.lists for value in seconds.values))
 
 
 def _named(size: Size) -> str:

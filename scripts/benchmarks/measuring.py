@@ -88,12 +88,14 @@ TABLE_HEADER = ("compared", "larpo", "other side", "ratio", "target")
 
 
 def table(result: Result) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for row in result.comparisons:
-        mark = {True: " (met)", False: " (missed)", None: ""}[row.met]
-        ours, other = (f"{side.median:.4g} {row.unit} ({side.spread})" for side in (row.ours, row.other))
-        rows.append((row.what, ours, f"{row.other.label}: {other}", f"{row.ratio:.3g}", row.target + mark))
-    return rows
+    return [table_row(row) for row in result.comparisons]
+
+
+def table_row(row: Comparison) -> tuple[str, ...]:
+    """Medians with the smallest and the largest, by the columns of TABLE_HEADER."""
+    mark = {True: " (met)", False: " (missed)", None: ""}[row.met]
+    ours, other = (f"{side.median:.4g} {row.unit} ({side.spread})" for side in (row.ours, row.other))
+    return row.what, ours, f"{row.other.label}: {other}", f"{row.ratio:.3g}", row.target + mark
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], repetitions: int, warm_ups: int = 1) -> dict[str, Series]:

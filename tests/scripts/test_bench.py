@@ -102,6 +102,21 @@ def test_lists_of_the_same_number_are_the_same():
     assert [c.reward for c in one.candidates] == [4.0, 3.0, 2.0, 1.0]
 
 
+def test_results_are_told_as_the_readme_has_them(tmp_path, capsys):
+    assert main(["table", "--out", str(tmp_path)]) != 0
+    assert "holds no result" in capsys.readouterr().err
+    rows = Comparison("a step", "lists/s", Series("larpo", (4.0, 6.0)), Series("TRL", (2.0,)), ">= 3")
+    for name in ("memory", "trainer"):
+        (tmp_path / f"{name}.json").write_text(Result(name, {}, (rows,)).to_json())
+    assert main(["table", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("| benchmark | compared | larpo |")
+    row = "| a step | 5 lists/s (4 to 6) | TRL: 2 lists/s (2 to 2) | 2.5 | >= 3 (missed) |"
+    assert told[2:4] == [f"| `trainer` {row}", f"| `memory` {row}"]
+    assert told[5].startswith("`trainer`, `memory`: ")
+    assert len(told) == 6
+
+
 def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["fastest"])
