@@ -137,8 +137,13 @@ class Rank:
 
         started = time.time()
         rate = learning_rate(self._config.training.optimizer, work.planned_share)
-        on_policy = self._since_publish == 0
-        metrics, references = self._engine.step(work, rate, self._reference_name, on_policy)
+        metrics, references = self._engine.step(
+            work,
+            rate,
+            self._reference_name,
+            on_policy=self._since_publish == 0,
+            policy_is_reference=self._policy_is_reference,
+        )
         self._journal = self._journal.after(work)
         self._step += 1
         self._since_publish += 1
@@ -152,6 +157,12 @@ class Rank:
             self._checkpoint(work.position + 1)
         if work.publishes:
             self._publish_within(work.publication + 1)
+
+    @property
+    def _policy_is_reference(self) -> bool:
+        """Whether no step was taken since the reference was the policy: the iteration's, or the initial model."""
+        ours = self._config.objective.reference == "iteration" or self._journal.iteration == 0
+        return ours and self._journal.begins_iteration
 
     def _publish_within(self, publication: int) -> None:
         started = time.time()

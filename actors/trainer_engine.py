@@ -31,7 +31,7 @@ from larpo.list_step import (
 )
 from larpo.log_probs import PackedLogProbs, check_packed
 from larpo.lora import add_kept_adapter, with_lora
-from larpo.packed_scorer import PackedScorer, scored
+from larpo.packed_scorer import PackedScorer, has_dropout, scored
 from larpo.packing import PackedRow
 from larpo.policy import base_id, load_policy
 from larpo.step_metrics import SUMS, rank_sums, step_metrics
@@ -53,6 +53,7 @@ class TrainerEngine(ZeroEngine):
         if config.policy.lora.rank and self._objective.spec.reference and config.objective.reference == "iteration":
             add_kept_adapter(model)
         check_packed(model)
+        self._has_dropout = has_dropout(model)
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         super().__init__(
@@ -100,13 +101,18 @@ class TrainerEngine(ZeroEngine):
         return WholeReference(self._load_model(self.device), self._config, self._ranks)
 
     def step(
-        self, work: StepWork, rate: float, reference_name: str, on_policy: bool
+        self, work: StepWork, rate: float, reference_name: str, *, on_policy: bool, policy_is_reference: bool = False
     ) -> tuple[dict[str, float], dict[str, tuple[float, str]]]:
-        """One optimizer step; returns the global metrics, and the reference log-probabilities newly computed."""
+        """One optimizer step; returns the global metrics, and the reference log-probabilities newly computed.
+
+        `policy_is_reference`: no step was taken since the reference was taken from the policy, whose own passes then
+        give the reference's log-probabilities, unless dropout makes them others.
+        """
         self.set_rate(rate)
         self.model.train()
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
-        lists, computed = self._packed(work.lists, reference_name)
+        same = policy_is_reference and not self._has_dropout
+        lists, computed = self._packed(work.lists, reference_name, same)
         divergence = self.divergence(work.lists)
         own_passes = pass_counts(lists, self._shared_tokens)
         passes = PassCounts(*self.maximum([own_passes.scoring, own_passes.backward]))
@@ -120,6 +126,12 @@ class TrainerEngine(ZeroEngine):
             divergence=divergence,
             shared_tokens=self._shared_tokens,
         )
+        if same and self._objective.spec.reference:
+            computed = {
+                candidate.id: (float(value), reference_name)
+                for outcome in outcomes
+                for candidate, value in zip(outcome.source.candidates, outcome.log_probs_M, strict=True)
+            }
         norm, applied = self.apply()
         own, stalest = rank_sums(outcomes, work.publication)
         sums = dict(zip(SUMS, self.total([own[name] for name in SUMS]), strict=True))
@@ -158,10 +170,14 @@ class TrainerEngine(ZeroEngine):
         return self._divergence(lists) if self._objective.spec.divergence else None
 
     def _packed(
-        self, lists: tuple[CandidateList, ...], reference_name: str
+        self, lists: tuple[CandidateList, ...], reference_name: str, policy_is_reference: bool = False
     ) -> tuple[list[PackedList], dict[str, tuple[float, str]]]:
-        """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now."""
-        needed, sharded = self._objective.spec.reference, self._config.training.zero_stage == 3
+        """Rows of this rank's lists with their reference log-probabilities: the stored ones, or computed now.
+
+        None are computed where the policy's own passes will give them.
+        """
+        needed = self._objective.spec.reference and not policy_is_reference
+        same, sharded = self._objective.spec.reference and policy_is_reference, self._config.training.zero_stage == 3
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         empty_passes = self._agree_on_passes([turn.row for turn in turns(rows, self._shared_tokens)])
         references = [stored_reference(item.candidates, reference_name) if needed else None for item in lists]
@@ -174,7 +190,7 @@ class TrainerEngine(ZeroEngine):
         for _ in range(empty_passes if needed else 0):
             self._reference_log_probs((empty_row(),))
         packed = [
-            PackedList(item, item_rows, torch.tensor([candidate.reward for candidate in item.candidates]), found)
+            PackedList(item, item_rows, torch.tensor([candidate.reward for candidate in item.candidates]), found, same)
             for item, item_rows, found in zip(lists, rows, references, strict=True)
         ]
         return packed, computed

@@ -28,12 +28,22 @@ Scorer = Callable[[PackedRow], PackedLogProbs]
 
 @dataclass(frozen=True, eq=False)
 class PackedList:
-    """A list to train on: its rows, the rewards [M], and the reference log-probabilities [M] where there is one."""
+    """A list to train on: its rows, the rewards [M], and the reference log-probabilities [M] where there is one.
+
+    With `policy_is_reference` the policy has the reference's weights: its own pass gives them, without gradient.
+    """
 
     source: CandidateList
     rows: tuple[PackedRow, ...]
     rewards_M: Tensor
     reference_M: Tensor | None
+    policy_is_reference: bool = False
+
+    def reference_of(self, log_probs_M: Tensor) -> Tensor | None:
+        """The reference log-probabilities [M], given the policy's [M]."""
+        if self.policy_is_reference:
+            return log_probs_M.detach()
+        return None if self.reference_M is None else self.reference_M.to(log_probs_M)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +197,12 @@ def _part_loss(
 
 def list_loss(objective: BoundObjective, item: PackedList, divergence: Tensor | None, log_probs_M: Tensor) -> Tensor:
     """The loss of one list, a scalar, from its candidates' log-probabilities [M]."""
-    device = log_probs_M.device
+    device, reference_M = log_probs_M.device, item.reference_of(log_probs_M)
     batch = ListBatch(
         log_probs_LM=log_probs_M[None],
         rewards_LM=item.rewards_M[None].to(device),
         lengths_LM=torch.tensor([[length for row in item.rows for length in row.response_lengths]], device=device),
-        reference_LM=None if item.reference_M is None else item.reference_M[None].to(log_probs_M),
+        reference_LM=None if reference_M is None else reference_M[None],
         divergence=None if divergence is None else divergence.to(device),
     )
     return objective.loss(batch).squeeze(0)
@@ -230,13 +240,14 @@ def _outcome(
     loss_of: Callable[[Tensor], Tensor],
 ) -> ListOutcome:
     log_probs_M = torch.cat([part.log_probs_M for part in parts])
+    reference_M = item.reference_of(log_probs_M)
     return ListOutcome(
         source=item.source,
         rows=rows,
         loss=float(loss_of(log_probs_M)),
         log_probs_M=log_probs_M.cpu(),
-        reference_M=None if item.reference_M is None else item.reference_M.to(log_probs_M).cpu(),
-        scores_M=objective.scores(log_probs_M, item.reference_M).cpu(),
+        reference_M=None if reference_M is None else reference_M.cpu(),
+        scores_M=objective.scores(log_probs_M, reference_M).cpu(),
         token_log_probs_N=torch.cat([part.token_log_probs_N for part in parts]).cpu(),
         token_entropies_N=torch.cat([part.token_entropies_N for part in parts]).cpu(),
     )

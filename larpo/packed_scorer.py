@@ -71,3 +71,11 @@ def scored(scorer: Callable[[PackedRow], tuple[Tensor, Tensor]], row: PackedRow)
     """What a `PackedScorer`, wrapped or not, says of a row."""
     log_probs_N, entropies_N = scorer(row)
     return PackedLogProbs(log_probs_N, entropies_N, row.response_lengths)
+
+
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a pass in training mode leaves something out, and so differs from one in evaluation mode."""
+    shares = [
+        getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout", "attn_dropout")
+    ]
+    return any(isinstance(share, float) and share > 0 for share in shares)

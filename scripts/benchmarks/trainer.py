@@ -174,7 +174,7 @@ def _timed_loop(settings: dict[str, Any]) -> None:
     for number, item in enumerate(spec.steps.lists()):
         work = StepWork(number, 0, 0, (item,), (item.prompt.id,), 0.0)
         started = time.perf_counter()
-        metrics, _ = engine.step(work, RATE, "reference", True)
+        metrics, _ = engine.step(work, RATE, "reference", on_policy=True)
         durations.append(time.perf_counter() - started)
         losses.append(metrics["train/loss"])
     found = {"seconds": durations[spec.steps.warm_ups :], "losses": losses, "memory_gib": metrics["train/memory_gib"]}

@@ -1,5 +1,8 @@
 """Forward and backward over a rank's lists: rows, empty passes and divisors change nothing that they should not."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from larpo.list_step import PackedList, PassCounts, list_log_probs, pass_counts,
 from larpo.log_probs import packed_log_probs, plain_log_probs
 from larpo.objective_table import get_spec
 from larpo.objectives import lambdarank
+from larpo.packed_scorer import has_dropout
 
 LENGTHS = ((9, 1, 14), (5, 11), (2, 7, 3, 12))
 BETA = 0.5
@@ -177,3 +181,28 @@ def test_passes_are_counted_by_rows(lists):
     items = packed(lists, 20)  # prompts of 4, 5 and 6 tokens: rows of (9, 1) + (14), (5) + (11), (2, 7, 3) + (12)
     assert [len(item.rows) for item in items] == [2, 2, 2]
     assert pass_counts(items) == PassCounts(scoring=6, backward=6)
+
+
+@pytest.mark.parametrize("objective", ["lambdarank", "pairwise"])
+@pytest.mark.parametrize(("row_tokens", "shared_tokens"), [(4096, 0), (4096, 60), (20, 0)])
+def test_a_policy_that_is_the_reference_gives_what_a_reference_of_its_weights_gives(
+    policy, lists, objective, row_tokens, shared_tokens
+):
+    items = packed(lists, row_tokens)
+    beside = [replace(item, reference_M=list_log_probs(partial(packed_log_probs, policy), item.rows)) for item in items]
+    own = [replace(item, reference_M=None, policy_is_reference=True) for item in items]
+    found, gradient, *_ = run_step(policy, own, objective=objective, shared_tokens=shared_tokens)
+    wanted, wanted_gradient, *_ = run_step(policy, beside, objective=objective, shared_tokens=shared_tokens)
+    assert [outcome.loss for outcome in found] == pytest.approx([outcome.loss for outcome in wanted], rel=1e-5)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5 * float(wanted_gradient.abs().max()))
+    for outcome, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(outcome.reference_M, other.reference_M)
+        assert outcome.scores_M.abs().max() == 0
+
+
+def test_dropout_is_seen_in_modules_and_in_attention(policy):
+    assert not has_dropout(policy)
+    assert has_dropout(torch.nn.Sequential(policy, torch.nn.Dropout(0.1)))
+    assert not has_dropout(torch.nn.Sequential(policy, torch.nn.Dropout(0.0)))
+    next(module for module in policy.modules() if hasattr(module, "attention_dropout")).attention_dropout = 0.2
+    assert has_dropout(policy)
