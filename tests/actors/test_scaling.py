@@ -211,7 +211,7 @@ def test_the_pool_converges_and_does_not_flap(needed):
     assert sum(settled < at < end for at, *_ in history.changes) <= 1
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=8, derandomize=True, phases=[Phase.generate])
 @given(
     needed=some.floats(1.0, 60.0),
     node_s=some.floats(20.0, 900.0),

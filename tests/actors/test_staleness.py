@@ -148,7 +148,7 @@ class Simulation:
         self.queue.samplers_at = self.taken[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     most=st.integers(0, 3),
