@@ -143,11 +143,11 @@ def test_numbers_that_cannot_be_used_are_refused(words, told, capsys):
 def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path):
     """The losses of all steps are equal, and they fall: the lists come back."""
     command = f"trainer memory --policy {tiny_policy} --sizes 4 --shape 40,20 --logit-tokens 2048"
-    command += f" --repetitions 5 --out {tmp_path}"
+    command += f" --repetitions 3 --out {tmp_path}"
     assert main(command.split()) == 0
     speed, memory = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("trainer", "memory"))
     step, passes = speed["comparisons"]
-    assert (step["unit"], len(step["ours"]["values"]), len(step["other"]["values"])) == ("lists/s", 5, 5)
+    assert (step["unit"], len(step["ours"]["values"]), len(step["other"]["values"])) == ("lists/s", 3, 3)
     assert min(step["ours"]["values"] + step["other"]["values"] + passes["ours"]["values"]) > 0
     assert "apart" in speed["notes"][0]
     assert 0.2 < memory["comparisons"][0]["ours"]["values"][0] < 20

@@ -104,7 +104,7 @@ def test_a_note_has_every_repetition():
 
 @pytest.fixture
 def toy(tiny_policy, tmp_path, monkeypatch) -> Path:
-    """A recipe of two iterations with its own reward function."""
+    """A recipe with its own reward function."""
     write_toy(tmp_path, tiny_policy)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -114,7 +114,8 @@ def toy(tiny_policy, tmp_path, monkeypatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_job_does_the_same_work_on_both_sides(toy, tmp_path):
-    command = ["job", "--recipe", str(toy), "--set", "training.epochs=1", "--repetitions", "1", "--out", str(tmp_path)]
+    smaller = ["--set", "training.epochs=1", "--set", "training.iterations=1", "--repetitions", "1"]
+    command = ["job", "--recipe", str(toy), *smaller, "--out", str(tmp_path)]
     assert main(command) == 0
     found = json.loads((tmp_path / "job.json").read_text())
     whole, speed = found["comparisons"]
@@ -133,7 +134,8 @@ def test_a_job_does_the_same_work_on_both_sides(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_overlapping_runs_beside_their_phases_alone(toy, tmp_path):
-    command = ["overlap", "--recipe", str(toy), "--repetitions", "1", "--out", str(tmp_path)]
+    smaller = ["--set", "training.iterations=1", "--repetitions", "1"]
+    command = ["overlap", "--recipe", str(toy), *smaller, "--out", str(tmp_path)]
     assert main(command) == 0
     found = json.loads((tmp_path / "overlap.json").read_text())
     assert [row["ours"]["label"] for row in found["comparisons"]] == list(overlapping_modes())
