@@ -21,8 +21,8 @@ from larpo.negatives import with_borrowed
 from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
-OFFERS = 8  # parts that are on their way to the stream at a time
-LINGER_S = 0.5  # how long a part's first list waits for more before it is written smaller
+OFFERS = 8  # batches on their way to the stream at a time: to the disk, and waiting for room
+LINGER_S = 0.5  # how long a batch waits for one more list before it is ranked smaller
 
 
 class Annotation:
@@ -116,7 +116,7 @@ class Annotation:
                     if item is None:
                         return batch, False
                     batch.append(item)
-                    if len(batch) == 1 and linger is not None:
+                    if linger is not None:
                         limit.reschedule(asyncio.get_running_loop().time() + linger)
         except TimeoutError:
             pass

@@ -68,9 +68,11 @@ class TrainingCast:
         """
         limit = limit_s or self._timeouts.weights_s
         try:
-            async with asyncio.timeout(None if limit == math.inf else limit):
+            async with asyncio.timeout(None if limit == math.inf else limit) as own:
                 return await answer(method.remote(*arguments))
         except TimeoutError as error:
+            if not own.expired():
+                raise
             raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
         except Exception as error:
             if not is_death(error):

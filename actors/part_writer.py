@@ -27,7 +27,7 @@ class PartWriter:
         self._one_at_a_time = asyncio.Lock()
 
     async def write(self, lists: Sequence[CandidateList]) -> None:
-        """Until these lists, all of one iteration, are in a part; parts are in the order of the calls.
+        """Until these lists, all of one iteration, are in a part; the lists of parts are in the order of the calls.
 
         Raises TrainingError when the part that they are in cannot be written, StorageError when it cannot be pushed.
         """

@@ -49,7 +49,7 @@ class Shares:
     window_s: float = 0.0  # its length so far
     cycles: float = 0.0  # of the trainer in it; infinite where it waits for the whole iteration by design
     starved: float = 0.0  # in which the trainer waited for lists
-    held: float = 0.0  # in which a full stream held the ranking back
+    held: float = 0.0  # in which lists had no room in the stream
     busy: float = 0.0  # of the places for prompts in the samplers that were filled
 
 

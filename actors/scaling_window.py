@@ -18,7 +18,7 @@ class Totals:
     """What only grows, counted from wherever it likes."""
 
     trainer_waited: float  # seconds
-    held: float  # seconds in which a full stream held the ranking back
+    held: float  # seconds in which lists had no room in the stream
     answered: int  # prompts
     ranked: int  # prompts
     step: int  # optimizer steps

@@ -111,8 +111,7 @@ class TrainerEngine(ZeroEngine):
         self.set_rate(rate)
         self.model.train()
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
-        same = policy_is_reference and not self._has_dropout
-        lists, computed = self._packed(work.lists, reference_name, same)
+        lists, computed = self._packed(work.lists, reference_name, policy_is_reference and not self._has_dropout)
         divergence = self.divergence(work.lists)
         own_passes = pass_counts(lists, self._shared_tokens)
         passes = PassCounts(*self.maximum([own_passes.scoring, own_passes.backward]))
@@ -126,12 +125,12 @@ class TrainerEngine(ZeroEngine):
             divergence=divergence,
             shared_tokens=self._shared_tokens,
         )
-        if same and self._objective.spec.reference:
-            computed = {
-                candidate.id: (float(value), reference_name)
-                for outcome in outcomes
-                for candidate, value in zip(outcome.source.candidates, outcome.log_probs_M, strict=True)
-            }
+        computed |= {
+            candidate.id: (float(value), reference_name)
+            for item, outcome in zip(lists, outcomes, strict=True)
+            if item.policy_is_reference
+            for candidate, value in zip(item.source.candidates, outcome.log_probs_M, strict=True)
+        }
         norm, applied = self.apply()
         own, stalest = rank_sums(outcomes, work.publication)
         sums = dict(zip(SUMS, self.total([own[name] for name in SUMS]), strict=True))
@@ -176,21 +175,27 @@ class TrainerEngine(ZeroEngine):
 
         None are computed where the policy's own passes will give them.
         """
-        needed = self._objective.spec.reference and not policy_is_reference
-        same, sharded = self._objective.spec.reference and policy_is_reference, self._config.training.zero_stage == 3
+        needed, sharded = self._objective.spec.reference, self._config.training.zero_stage == 3
+        passes = needed and not policy_is_reference
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         empty_passes = self._agree_on_passes([turn.row for turn in turns(rows, self._shared_tokens)])
         references = [stored_reference(item.candidates, reference_name) if needed else None for item in lists]
-        missing = [number for number, found in enumerate(references) if needed and (found is None or sharded)]
+        missing = [number for number, found in enumerate(references) if passes and (found is None or sharded)]
         computed: dict[str, tuple[float, str]] = {}
         for number, found in zip(missing, self._references_of([rows[n] for n in missing]), strict=True):
             references[number] = found
             values = zip(lists[number].candidates, found, strict=True)
             computed |= {candidate.id: (float(value), reference_name) for candidate, value in values}
-        for _ in range(empty_passes if needed else 0):
+        for _ in range(empty_passes if passes else 0):
             self._reference_log_probs((empty_row(),))
         packed = [
-            PackedList(item, item_rows, torch.tensor([candidate.reward for candidate in item.candidates]), found, same)
+            PackedList(
+                source=item,
+                rows=item_rows,
+                rewards_M=torch.tensor([candidate.reward for candidate in item.candidates]),
+                reference_M=found,
+                policy_is_reference=needed and found is None,
+            )
             for item, item_rows, found in zip(lists, rows, references, strict=True)
         ]
         return packed, computed

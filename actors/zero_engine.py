@@ -48,7 +48,7 @@ class ZeroEngine:
                 weight_decay=optimizer.weight_decay,
                 # One pass without temporaries: ZeRO's partition is one tensor, whose copies would be as large as it.
                 # Not on GPUs: there its count of steps lies beside the weights, and checkpoints bring it on the CPU.
-                fused=self.device.type == "cpu",
+                fused=True if self.device.type == "cpu" else None,
             ),
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
         )

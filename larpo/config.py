@@ -206,8 +206,8 @@ class Samplers(Section):
 
 
 class Stream(Section):
-    capacity: Positive = 256  # lists that wait at most; a full stream holds the ranking back
-    lists_per_part: Positive = 16  # lists in one append-only part on disk
+    capacity: Positive = 256  # lists that wait at most, beside those on their way; a full stream holds the ranking back
+    lists_per_part: Positive = 16  # lists that are ranked together; a part on disk holds one such batch or several
 
 
 class Weights(Section):

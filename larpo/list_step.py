@@ -41,9 +41,9 @@ class PackedList:
 
     def reference_of(self, log_probs_M: Tensor) -> Tensor | None:
         """The reference log-probabilities [M], given the policy's [M]."""
-        if self.policy_is_reference:
-            return log_probs_M.detach()
-        return None if self.reference_M is None else self.reference_M.to(log_probs_M)
+        if self.reference_M is not None:
+            return self.reference_M.to(log_probs_M)
+        return log_probs_M.detach() if self.policy_is_reference else None
 
 
 @dataclass(frozen=True, eq=False)

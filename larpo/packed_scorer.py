@@ -74,8 +74,12 @@ def scored(scorer: Callable[[PackedRow], tuple[Tensor, Tensor]], row: PackedRow)
 
 
 def has_dropout(model: torch.nn.Module) -> bool:
-    """Whether a pass in training mode leaves something out, and so differs from one in evaluation mode."""
-    shares = [
-        getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout", "attn_dropout")
-    ]
-    return any(isinstance(share, float) and share > 0 for share in shares)
+    """Whether a pass in training mode may differ from one in evaluation mode.
+
+    Told by what modules hold under such names, for not all dropout is a module; a share that is not used counts too.
+    """
+    return any(
+        isinstance(value, float) and value > 0 and (name == "p" or "drop" in name or "jitter" in name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+    )

@@ -204,5 +204,8 @@ def test_dropout_is_seen_in_modules_and_in_attention(policy):
     assert not has_dropout(policy)
     assert has_dropout(torch.nn.Sequential(policy, torch.nn.Dropout(0.1)))
     assert not has_dropout(torch.nn.Sequential(policy, torch.nn.Dropout(0.0)))
-    next(module for module in policy.modules() if hasattr(module, "attention_dropout")).attention_dropout = 0.2
-    assert has_dropout(policy)
+    for name in ("attention_dropout", "residual_dropout", "jitter_noise"):
+        setattr(policy, name, 0.2)
+        assert has_dropout(policy)
+        delattr(policy, name)
+    assert not has_dropout(policy)
