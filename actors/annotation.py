@@ -154,8 +154,9 @@ class Annotation:
                 if reward.failure:
                     self._progress.reward_failed(candidate.id, reward.failure)
                 scored[candidate.id] = candidate.replace(reward=reward.value, reward_fingerprint=fingerprint)
-        whole = [item.replace(candidates=tuple(scored.get(c.id, c) for c in item.candidates)) for item in lists]
-        return [i.replace(candidates=rank(i.candidates, seed=seed, prompt_id=i.prompt.id)) for i in whole]
+        whole = [[scored.get(candidate.id, candidate) for candidate in item.candidates] for item in lists]
+        ranked = [rank(of, seed=seed, prompt_id=item.prompt.id) for of, item in zip(whole, lists, strict=True)]
+        return [item.replace(candidates=of) for of, item in zip(ranked, lists, strict=True)]
 
     async def _replay(self, present: set[str]) -> None:
         """Lists of prompts that this iteration did not draw come after the fresh ones."""

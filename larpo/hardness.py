@@ -28,9 +28,9 @@ class Hardness:
 def word_ngrams(text: str, n: int = 3) -> Ngrams:
     """The distinct runs of n words, split at white space, case kept; a shorter text is one run."""
     words = text.split()
-    if not words:
-        return frozenset()
-    return frozenset(tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1)))
+    if len(words) < n:
+        return frozenset([tuple(words)] if words else [])
+    return frozenset(zip(*(words[start:] for start in range(n)), strict=False))
 
 
 def jaccard(a: Ngrams, b: Ngrams) -> float:

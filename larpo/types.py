@@ -5,7 +5,6 @@ Frozen, standard library only. `larpo.records` gives each its Arrow schema, so t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,7 +93,7 @@ class CandidateList:
         return any(candidate.origin == "sampled" for candidate in self.candidates)
 
     def replace(self, **changes: Any) -> CandidateList:
-        return dataclasses.replace(self, **changes)
+        return CandidateList(**{**vars(self), **changes})
 
 
 def list_id(iteration: int, prompt_id: str) -> str:
