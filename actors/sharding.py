@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -80,14 +81,20 @@ def put_weights(
 ) -> None:
     """The model's weights, gathered bucket by bucket, into the rank's `target`, if it has one; all ranks call it.
 
-    Adapters are merged in, and lie beside the buckets as peft's own files, in which `base` names the base model.
+    A bucket is written while the next one is gathered. Adapters are merged in, and lie beside the buckets as peft's own
+    files, in which `base` names the base model.
     """
     weights, kind = base_weights(model), getattr(torch, dtype)
     sizes = {name: full_numel(weight.parameter) * kind.itemsize for name, weight in weights.items()}
-    for names in split_into_buckets(sizes, bucket_mib * 2**20):
-        with gathered_at([part for name in names for part in weights[name].parts], stage):
-            if target is not None:
-                target.add(encode_bucket({n: weights[n].merged().to("cpu", kind, copy=False) for n in names}))
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] = writer.submit(lambda: None)
+        for names in split_into_buckets(sizes, bucket_mib * 2**20):
+            with gathered_at([part for name in names for part in weights[name].parts], stage):
+                if target is not None:
+                    data = encode_bucket({n: weights[n].merged().to("cpu", kind, copy=False) for n in names})
+                    written.result()  # so that two buckets at most are in memory
+                    written = writer.submit(target.add, data)
+        written.result()
     if not has_lora(model):
         return
     with gathered_at(list(adapter_parameters(model).values()), stage):
