@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,6 +244,8 @@ def _is_called(layer: str, name: str) -> bool:
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
+    if "peft" not in sys.modules:  # which takes seconds to import; who has put an adapter into the model has done so
+        return {}
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
