@@ -1,11 +1,14 @@
 """Snapshots that a real trainer writes within an iteration: which steps, whose weights, which versions."""
 
+import pytest
+
 from actors.checkpoints import newest_checkpoint
 from actors.policies import policy_folder, snapshots, weights_folder
 from actors.weights import published_tensors, published_version
 from larpo.best_policy import Point
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_the_policy_of_its_step_and_disturbs_no_other(train, trainer_config, make_list, tmp_path):
     lists = [make_list(number, (5 + number % 3, 3)) for number in range(6)]
     training = {"lists_per_step": 1, "prompts_per_iteration": 6}
