@@ -103,9 +103,9 @@ class Annotation:
                     offers.create_task(self._offer(lists, metrics)).add_done_callback(lambda _: room.release())
 
     async def _next_batch(self) -> tuple[list[CandidateList], bool]:
-        """Sampled lists for one part, and whether more will come.
+        """Sampled lists to rank together, and whether more will come.
 
-        Where losers come from other prompts, the part waits until it is full of those.
+        Where losers come from other prompts, it waits until there are as many as fit.
         """
         linger = LINGER_S if self._config.lists.negatives == "sampled" else None
         batch: list[CandidateList] = []

@@ -13,7 +13,8 @@ from scripts.benchmarks.measuring import TABLE_HEADER, Comparison, Series, table
 
 def markdown(folder: Path, names: Iterable[str]) -> str:
     """The results of these benchmarks that lie in `folder`. Raises DataError when there are none."""
-    found = [_read(path) for name in names if (path := folder / f"{name}.json").is_file()]
+    files = [folder / f"{name}.json" for name in names]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     if not found:
         raise DataError(f"{folder} holds no result of a benchmark; run one: python -m scripts.bench NAME")
     header = ("benchmark", *TABLE_HEADER)
@@ -36,8 +37,3 @@ def _machines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     for result in found:
         names.setdefault((result["machine"], result["commit"]), []).append(f"`{result['name']}`")
     return [f"{', '.join(of)}: {machine}, at {commit}." for (machine, commit), of in names.items()]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
