@@ -197,6 +197,9 @@ def engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm.platforms import current_platform
 
+    if options.enforce_eager and current_platform.is_cpu():
+        # Else vLLM compiles its count of likelier tokens all the same: 12 s of a C++ compiler at the first answer.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     return {
         "model": str(model),
         "dtype": options.dtype,

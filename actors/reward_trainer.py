@@ -191,7 +191,7 @@ class RewardRank:
         self._engine.barrier()
 
     def _mine(self, lists: Sequence[LabelledList]) -> list[LabelledList]:
-        from larpo.packing import deal
+        from larpo.dealing import deal
 
         return [lists[index] for index in deal([item.tokens for item in lists], self._ranks)[self._rank]]
 
@@ -203,7 +203,7 @@ class RewardRank:
         self._pad = AutoConfig.from_pretrained(self._spec.untrained, local_files_only=True).pad_token_id
 
     def _score(self, conversations: Sequence[Conversation]) -> Tensor:
-        from larpo.conversations import padded_batch
+        from larpo.row_batches import padded_batch
 
         inputs = padded_batch(conversations, pad=self._pad, types=self._types)
         return self._engine.forward(**inputs).logits[:, 0].float()

@@ -32,8 +32,8 @@ from actors.vitals import vitals
 from actors.waits import Waits
 from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_references
 from larpo.config import Config
+from larpo.dealing import deal
 from larpo.home import home_of
-from larpo.packing import deal
 from larpo.types import CandidateList
 
 Share = tuple[CandidateList, ...]  # one rank's lists of a step

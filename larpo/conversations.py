@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from larpo.chat import plain_text
 from larpo.types import Prompt
@@ -35,18 +30,6 @@ def encode_conversation(tokenizer: Any, prompt: Prompt, response: str) -> Conver
     turns.append({"role": "assistant", "content": response})
     ids = tuple(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
     return Conversation(ids, (0,) * len(ids))
-
-
-def padded_batch(batch: Sequence[Conversation], *, pad: int | None, types: bool) -> dict[str, Tensor]:
-    """The model's inputs, padded on the right: a decoder's head reads the last token that is not padding."""
-    rows = [torch.tensor(conversation.ids) for conversation in batch]
-    inputs = {
-        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad or 0),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-    }
-    if types:
-        inputs["token_type_ids"] = pad_sequence([torch.tensor(c.types) for c in batch], batch_first=True)
-    return inputs
 
 
 def longest_conversation(config: Any, tokenizer: Any, max_tokens: int) -> int:

@@ -17,16 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from larpo.config import Lora
 from larpo.errors import ConfigError
 from larpo.model_folder import new_folder
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
 TRAINED = "default"  # the adapter that is trained, by the name that peft gives an only one
@@ -226,6 +227,8 @@ def drop_frozen_from_state(module: nn.Module) -> None:
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """(in, out) features of the backbone's linear layers, by full name."""
+    from transformers.pytorch_utils import Conv1D
+
     backbone = model.base_model
     above = next((f"{name}." for name, module in model.named_modules() if name and module is backbone), "")
     layers: dict[str, tuple[int, int]] = {}

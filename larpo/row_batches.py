@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from larpo.conversations import Conversation, padded_batch
+from larpo.conversations import Conversation
 
 
 @torch.no_grad()
 def score_rows(
     rows: Sequence[Conversation],
-    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    forward: Callable[[dict[str, Tensor]], Tensor],
     *,
     batch_tokens: int,
     pad: int | None,
@@ -28,6 +30,18 @@ def score_rows(
         found = forward(padded_batch([rows[number] for number in batch], pad=pad, types=True))
         scores |= dict(zip(batch, found.float().tolist(), strict=True))
     return [scores[number] for number in range(len(rows))]
+
+
+def padded_batch(batch: Sequence[Conversation], *, pad: int | None, types: bool) -> dict[str, Tensor]:
+    """The model's inputs, padded on the right: a decoder's head reads the last token that is not padding."""
+    rows = [torch.tensor(conversation.ids) for conversation in batch]
+    inputs = {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad or 0),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+    }
+    if types:
+        inputs["token_type_ids"] = pad_sequence([torch.tensor(c.types) for c in batch], batch_first=True)
+    return inputs
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int, *, pads: bool) -> Iterator[list[int]]:

@@ -9,7 +9,7 @@ import torch
 
 from larpo.config import Preferences
 from larpo.constructed_lists import alpaca_answers, constructed_lists
-from larpo.conversations import encode_conversation, padded_batch
+from larpo.conversations import encode_conversation
 from larpo.degenerate import PROMPT_COPY, REPEATED_SENTENCE
 from larpo.preferences import PreferenceSets, split_groups
 from larpo.reward_data import LabelledSets, labelled_sets
@@ -17,6 +17,7 @@ from larpo.reward_losses import plackett_luce
 from larpo.reward_model import find_base, load_trainable, write_untrained
 from larpo.reward_results import attack_share
 from larpo.reward_training_config import Base
+from larpo.row_batches import padded_batch
 
 TOKENS = 64  # short conversations only: the encoder reads all of them once
 

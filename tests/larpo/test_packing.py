@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import larpo.packing
 from larpo.errors import DataError
-from larpo.packing import ListShape, deal, fill_rows, join_rows, pack_list, split_list
+from larpo.packing import ListShape, fill_rows, join_rows, pack_list, split_list
 
 tokens = st.lists(st.integers(0, 50_000), min_size=1, max_size=12)
 lists = st.tuples(tokens, st.lists(tokens, min_size=1, max_size=10))
@@ -126,35 +126,3 @@ def test_lists_that_cannot_be_packed(prompt, responses, message):
 def test_a_response_that_fits_no_row_is_named_with_the_limit():
     with pytest.raises(DataError, match=r"prompt \(2 tokens\) and response 1 \(4 tokens\).* limit of 5 tokens"):
         split_list([1, 2], [[3], [4, 5, 6, 7]], row_limit=5)
-
-
-costs = st.lists(st.integers(1, 5000), max_size=40)
-
-
-@given(costs, st.integers(1, 9))
-def test_a_deal_gives_each_item_once_and_counts_that_differ_by_one(costs, ranks):
-    hands = deal(costs, ranks)
-    assert len(hands) == ranks
-    assert sorted(index for hand in hands for index in hand) == list(range(len(costs)))
-    assert max(map(len, hands)) - min(map(len, hands)) <= 1
-    assert hands == deal(list(costs), ranks)
-
-
-@given(costs.filter(len), st.integers(1, 9))
-def test_loads_differ_by_at_most_the_dearest_item(costs, ranks):
-    loads = [sum(costs[index] for index in hand) for hand in deal(costs, ranks)]
-    assert max(loads) - min(loads) <= max(costs)
-
-
-def test_a_deal_balances_where_order_would_not():
-    # In turns, the loads would be 900 + 800 + 700 and 3 + 2 + 1; here 900 + 3 + 2 and 800 + 700 + 1.
-    assert deal([900, 3, 800, 2, 700, 1], ranks=2) == [[0, 1, 3], [2, 4, 5]]
-
-
-def test_fewer_items_than_ranks_leave_empty_hands():
-    assert deal([3, 9], ranks=4) == [[1], [0], [], []]
-
-
-def test_a_deal_to_no_rank_is_refused():
-    with pytest.raises(DataError, match="3 items to 0 ranks"):
-        deal([1, 2, 3], ranks=0)

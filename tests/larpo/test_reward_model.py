@@ -9,11 +9,12 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from larpo.classifier_reward import ClassifierReward
 from larpo.config import Lora
-from larpo.conversations import encode_conversation, padded_batch
+from larpo.conversations import encode_conversation
 from larpo.errors import ConfigError, DataError
 from larpo.reward_config import Classifier
 from larpo.reward_model import check_adapters, find_base, load_trainable, write_untrained
 from larpo.reward_training_config import Base
+from larpo.row_batches import padded_batch
 from larpo.types import Message, Prompt
 
 PROMPT = Prompt("p", (Message("user", "Two and two?"),))

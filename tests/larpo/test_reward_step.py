@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from larpo.conversations import Conversation
+from larpo.dealing import deal
 from larpo.errors import DataError
-from larpo.packing import deal
 from larpo.reward_data import LabelledList
 from larpo.reward_losses import LOSSES
 from larpo.reward_step import StepSums, list_rewards, passes_of, planned_batches, step_lists
