@@ -1,5 +1,6 @@
 """Whole runs on a tiny policy, in processes of their own that a test can kill, and what they must leave."""
 
+import asyncio
 import json
 import os
 import socket
@@ -86,6 +87,17 @@ def train_workers(processes: list[psutil.Process] | None = None) -> list[psutil.
     """The trainer's ranks among these, or below this process: by Ray's name of one or ours, whichever was set last."""
     found = psutil.Process().children(recursive=True) if processes is None else processes
     return [process for process in found if command_of(process).startswith(("ray::RayTrainWorker", "ray::trainer-"))]
+
+
+async def kill_one_rank(run_dir: Path, position: int) -> None:
+    """Kills one of the two ranks of a run, below this process, when the checkpoint of that position is there."""
+    while not (run_dir / f"checkpoints/position-{position:08}/manifest.json").exists():
+        await asyncio.sleep(0.1)
+    ranks: list[psutil.Process] = []
+    while len(ranks) < 2:  # Ray's name of a process may stand there for a moment
+        ranks = [process for process in train_workers() if f" of {run_dir.name}: " in command_of(process)]
+        await asyncio.sleep(0.1)
+    ranks[1].kill()
 
 
 def command_of(process: psutil.Process) -> str:

@@ -11,6 +11,7 @@ from larpo.config import Config
 from larpo.errors import LarpoError
 from larpo.policy import PreparedPolicy
 from tests.toy_runs import Runs
+from tests.training_groups import SharedGroups
 
 
 @dataclass
@@ -74,15 +75,35 @@ def runs(tmp_path, tiny_policy):
         process.kill()
 
 
-@pytest.fixture(scope="session")
-def train(local_ray, tiny_policy):
+@pytest.fixture(scope="module")
+def shared_groups(local_ray, tmp_path_factory):
+    """Training groups that take one run after the other."""
+    groups = SharedGroups(tmp_path_factory.mktemp("groups"))
+    yield groups
+    groups.close()
+
+
+@pytest.fixture(scope="module")
+def train(shared_groups, tiny_policy):
     """`train(config, run_dir, iterations)`: trains on lists that are offered part by part, iteration by iteration.
 
     A part may be a coroutine function instead: it is awaited where it stands. An error is raised unless it `fails`.
+    A `fresh` one starts a training group of its own.
     """
 
-    def run(config: Config, run_dir: Path, iterations, *, policy: Path = tiny_policy, fails: bool = False) -> Trained:
-        trained = asyncio.run(train_on(config, run_dir, iterations, policy))
+    def run(
+        config: Config,
+        run_dir: Path,
+        iterations,
+        *,
+        policy: Path = tiny_policy,
+        fails: bool = False,
+        fresh: bool = False,
+    ) -> Trained:
+        from actors import training_group
+
+        start = training_group.train if fresh else shared_groups[config.training.workers].train
+        trained = asyncio.run(train_on(start, config, run_dir, iterations, policy))
         if trained.error is not None and not fails:
             raise trained.error
         return trained
@@ -90,14 +111,14 @@ def train(local_ray, tiny_policy):
     return run
 
 
-async def train_on(config: Config, run_dir: Path, iterations, policy: Path) -> Trained:
-    from actors import placement, training_group
+async def train_on(start, config: Config, run_dir: Path, iterations, policy: Path) -> Trained:
+    from actors import placement
     from actors.trainer import TrainSpec
 
     store = placement.place_store()
     stream = placement.place_stream(config, str(run_dir / "lists"))
     spec = TrainSpec(config, PreparedPolicy(policy, "tiny", config.policy), str(run_dir), stream, store)
-    training = asyncio.create_task(training_group.train(spec))
+    training = asyncio.create_task(start(spec))
     error = None
     try:
         for iteration, parts in enumerate(iterations):

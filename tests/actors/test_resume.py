@@ -13,7 +13,7 @@ import pytest
 
 from actors.stream import ListStream
 from actors.work import IterationEnd, Journal
-from tests.toy_runs import Runs, check_exactly_once, train_workers
+from tests.toy_runs import Runs, check_exactly_once, kill_one_rank
 
 
 def test_a_rank_that_died_waiting_takes_no_list_with_it(trainer_config, make_list, tmp_path):
@@ -53,23 +53,15 @@ def test_a_killed_trainer_worker_costs_nothing_but_time(train, trainer_config, m
     calm = train(config, tmp_path / "calm", [[lists[:6], lists[6:]]])
 
     async def kill_one():
-        await _until(lambda: (tmp_path / "killed/checkpoints/position-00000002/manifest.json").exists())
-        workers = train_workers()
-        assert len(workers) == 2
-        workers[1].kill()
+        await kill_one_rank(tmp_path / "killed", 2)
 
-    killed = train(config, tmp_path / "killed", [[lists[:6], kill_one, lists[6:]]])
+    killed = train(config, tmp_path / "killed", [[lists[:6], kill_one, lists[6:]]], fresh=True)
     assert {key: sorted(ids) for key, ids in killed.consumed.items()} == {
         key: [f"p{n}" for n in range(9)] for key in ("0/0", "0/1")
     }
     assert killed.consumed == calm.consumed
     for name, tensor in calm.policy(1).items():
         assert (killed.policy(1)[name] - tensor).abs().max() < 1e-6, name
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.1)
 
 
 def is_sampling(runs: Runs) -> bool:

@@ -113,7 +113,7 @@ def distance(found, expected, start) -> float:
 def one_rank(train, trainer_config, lists, tmp_path_factory):
     """Two steps, of five lists and of three, by one rank under ZeRO 2."""
     config = trainer_config(training={"zero_stage": 2, "row_tokens": ROW_TOKENS})
-    return train(config, tmp_path_factory.mktemp("one_rank"), [[lists[:5], lists[5:]]])
+    return train(config, tmp_path_factory.mktemp("one_rank"), [[lists[:5], lists[5:]]], fresh=True)
 
 
 def test_one_rank_takes_the_steps_of_plain_adamw(one_rank, plain, lists, start):
@@ -177,7 +177,7 @@ def test_ranks_and_stages_give_the_same_weights(
 ):
     """Two ranks have three lists and two in the first step, two and one in the second: one rank makes empty passes."""
     config = trainer_config(training={"workers": ranks, "zero_stage": stage, "row_tokens": ROW_TOKENS})
-    trained = train(config, tmp_path, [[lists[:5], lists[5:]]])
+    trained = train(config, tmp_path, [[lists[:5], lists[5:]]], fresh=(ranks, stage) == (2, 3))
     assert distance(trained.policy(1), one_rank.policy(1), start) < FLOAT32
     assert distance(trained.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
     for name in ("lists", "rows", "loss", "kl_to_reference", "entropy", "grad_norm", "ranking_accuracy"):
@@ -266,7 +266,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_too_many_end_the_run(
     nan = [[make_list(n, iteration=1), with_reference(make_list(n + 1, iteration=1), float("nan"))] for n in (0, 2)]
     training = {"iterations": 2, "lists_per_step": 2, "max_bad_steps": 2, "workers": ranks, "zero_stage": stage}
     config = trainer_config(training=training, objective={"name": "contrastive"})
-    trained = train(config, tmp_path, [[good[:2], infinite, good[2:]], nan], fails=True)
+    trained = train(config, tmp_path, [[good[:2], infinite, good[2:]], nan], fails=True, fresh=ranks == 1)
     assert trained.metric("bad_steps") == [0, 1, 0, 1, 1]
     expected = plain([good[:2], good[2:]], objective="contrastive")
     assert distance(trained.policy(1), expected, start) < FLOAT32

@@ -1,7 +1,5 @@
 """The trainer with LoRA, against AdamW steps of plain torch on peft's own model, a sequence at a time."""
 
-import asyncio
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from larpo.config import Lora
 from larpo.log_probs import plain_log_probs
 from larpo.objectives import lambdarank
 from larpo.policy import load_policy
-from tests.toy_runs import train_workers
+from tests.toy_runs import kill_one_rank
 
 FLOAT32, FLOAT32_WIDER, BFLOAT16 = 1e-4, 1e-3, 0.1
 LENGTHS = ((7, 3), (2, 9, 5), (12, 1, 4, 6), (3, 8), (5, 5, 5), (1, 2), (10, 4), (6, 2, 3))
@@ -222,13 +220,9 @@ def test_a_killed_worker_costs_nothing_but_time(train, lora_config, make_list, s
     calm = train(config, tmp_path / "calm", [[rounds[0]], [rounds[1]]])
 
     async def kill_one():
-        while not (tmp_path / "killed/checkpoints/position-00000004/manifest.json").exists():
-            await asyncio.sleep(0.1)
-        workers = train_workers()
-        assert len(workers) == 2
-        workers[1].kill()
+        await kill_one_rank(tmp_path / "killed", 4)
 
-    killed = train(config, tmp_path / "killed", [[rounds[0]], [rounds[1][:3], kill_one, rounds[1][3:]]])
+    killed = train(config, tmp_path / "killed", [[rounds[0]], [rounds[1][:3], kill_one, rounds[1][3:]]], fresh=True)
     assert killed.consumed == calm.consumed
     assert changed(calm.policy(2), calm.policy(1)) == {"q_proj", "v_proj", "down_proj"}
     for name, tensor in calm.policy(2).items():
