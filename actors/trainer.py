@@ -99,8 +99,11 @@ class Rank:
 
     def doing(self) -> str:
         """For its process's title."""
+        who = f"trainer-{self._rank} of {Path(self._spec.run_dir).name}: {self._doing}"
+        if self._doing == "starts":  # there is nothing else yet
+            return who
         where = f"iteration {self._journal.iteration + 1}, after step {self._step}, weights v{self._publisher.version}"
-        return f"trainer-{self._rank} of {Path(self._spec.run_dir).name}: {self._doing}, {where}"
+        return f"{who}, {where}"
 
     def run(self) -> None:
         while True:

@@ -4,8 +4,8 @@ The phases alone are those of a run of the same recipe with `overlap: none`, whe
 of an iteration are sampled and ranked, and the samplers are while it trains on the lists that wait for it: generation
 alone is the time in which some sampler or reward actor works, training alone that in which some rank does. The time of
 an overlapping run is from the first work of any actor to the end of the last; starting is left out on both sides.
-On a CPU a sampler is bound to core 0 and the trainer has one thread. Each list is trained on once. One round of runs is
-the warm-up.
+On a CPU a sampler is bound to core 0 and the trainer has one thread. Each list is trained on once. There is no warm-up:
+every run starts its own processes.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ def run_overlap(recipe: str, overrides: Sequence[str], repetitions: int) -> Resu
     for mode in logs:
         load_config(recipe, [*knobs, *QUIET, f"overlap={mode}"])
     sides = {mode: partial(_run, mode, recipe, knobs, logs[mode]) for mode in logs}
-    found = in_turns(sides, repetitions)
-    kept = {mode: of_mode[-repetitions:] for mode, of_mode in logs.items()}
-    alone = Series("larger of both alone", tuple(max(phases_alone(log)) for log in kept[ALONE]))
+    found = in_turns(sides, repetitions, warm_ups=0)
+    alone = Series("larger of both alone", tuple(max(phases_alone(log)) for log in logs[ALONE]))
     rows = tuple(
         Comparison(f"{recipe}, overlap: {mode}", "s", Series(mode, found[mode].values), alone, TARGET)
         for mode in overlapping_modes()
     )
-    notes = [_alone_note(kept[ALONE]), *(_shares_note(mode, of_mode) for mode, of_mode in kept.items())]
+    notes = [_alone_note(logs[ALONE]), *(_shares_note(mode, of_mode) for mode, of_mode in logs.items())]
     settings = {"recipe": recipe, "overrides": knobs, "repetitions": repetitions}
     return Result("overlap", settings, rows, tuple(notes))
 

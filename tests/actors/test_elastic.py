@@ -117,7 +117,7 @@ def pool_on_the_cluster(policy: str, folder: Path) -> dict:
     return found
 
 
-PROMPTS = 300  # an iteration: enough work for a second sampler to be worth its start
+PROMPTS = 240  # an iteration: enough work for a second sampler to be worth its start
 
 
 @pytest.mark.timeout(1500)

@@ -277,7 +277,7 @@ def test_log_probs_of_smollm2_in_bf16_are_the_trainers_before_and_after_an_updat
     sampler, _ = place(policy.path, store, dtype="bfloat16")
 
     def check(label, model):
-        tasks = [task(ids, ((1.0, 8),), 64, stop_token_ids=ends) for ids in prompts]
+        tasks = [task(ids, ((1.0, 4),), 32, stop_token_ids=ends) for ids in prompts]
         answers = local_ray.get([sampler.sample.remote(each) for each in tasks])
         difference_N = torch.cat([differences(model, *pair) for pair in zip(prompts, answers, strict=True)])
         print(
