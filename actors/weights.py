@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 MANIFEST = "manifest.json"  # of a published folder, written last
+_THREADS = 4  # buckets that are checked and copied at a time: neither holds Python's lock
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,16 @@ class WeightStore:
             folders = {v: f for v, f in self._folders.items() if v in self._versions or v in self._lent}
             self._memo.write({"folders": folders, "lent": sorted(self._lent), "highest": self._highest})
 
-    def put_bucket(self, data: Any) -> Bucket:
-        """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it."""
+    def put_bucket(self, data: Any, known: str | None = None) -> Bucket:
+        """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it.
+
+        `known` is its checksum, where it has just been made.
+        """
         import ray
         from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
         try:
-            return Bucket(data.nbytes, checksum(data), (ray.put(data),))
+            return Bucket(data.nbytes, known or checksum(data), (ray.put(data),))
         except (ObjectStoreFullError, OutOfDiskError) as error:
             raise CheckpointError(
                 f"Ray's object store has no room for {data.nbytes / 2**20:.0f} MiB of weights, nor has the disk that it"
@@ -117,16 +122,25 @@ class WeightStore:
         """Publish the buckets that `PublishedFolder` wrote, after their checksums; once, however often it is asked."""
         if version in self._versions and self._folders.get(version) == folder:
             return
-        self.publish(version, tuple(self.put_bucket(data) for data in read_buckets(self.fetch_folder(folder))))
+        self.publish(version, self._put_folder(folder))
         self._folders[version] = folder
         self._remember()
 
     def lend_folder(self, version: int, folder: str) -> None:
         """Hold the policy of a folder for evaluation, in the place of the one lent before."""
-        self._lent = {version: tuple(self.put_bucket(data) for data in read_buckets(self.fetch_folder(folder)))}
+        self._lent = {version: self._put_folder(folder)}
         self._highest = max(self._highest, version)
         self._folders[version] = folder
         self._remember()
+
+    def _put_folder(self, folder: str) -> tuple[Bucket, ...]:
+        here = self.fetch_folder(folder)
+
+        def put(entry: Mapping[str, str]) -> Bucket:
+            return self.put_bucket(_read_bucket(here, entry), entry["checksum"])
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return tuple(threads.map(put, _manifest(here)["files"]))
 
     def vitals(self) -> Vitals:
         return vitals()
@@ -209,13 +223,17 @@ class PublishedFolder:
 
 def read_buckets(folder: Path) -> Iterator[Any]:
     """Buckets of a published folder; raises CheckpointError on a checksum that does not match."""
+    for entry in _manifest(folder)["files"]:
+        yield _read_bucket(folder, entry)
+
+
+def _read_bucket(folder: Path, entry: Mapping[str, str]) -> Any:
     import numpy
 
-    for entry in _manifest(folder)["files"]:
-        data = numpy.fromfile(folder / entry["name"], dtype=numpy.uint8)
-        if checksum(data) != entry["checksum"]:
-            raise CheckpointError(f"{folder / entry['name']} is damaged: its SHA-256 is not the recorded one")
-        yield data
+    data = numpy.fromfile(folder / entry["name"], dtype=numpy.uint8)
+    if checksum(data) != entry["checksum"]:
+        raise CheckpointError(f"{folder / entry['name']} is damaged: its SHA-256 is not the recorded one")
+    return data
 
 
 def published_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -254,17 +272,22 @@ def write_durably(path: Path, data: Any) -> None:
 
 def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucket, Any]]) -> list[Path]:
     """Check pulled buckets against their checksums and lay them where an engine can map them; all, or none."""
-    paths: list[Path] = []
+    pulled = list(buckets)
+    paths = [folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors" for number in range(len(pulled))]
+
+    def write(number: int) -> None:
+        bucket, data = pulled[number]
+        found = checksum(data)
+        if found != bucket.checksum:
+            raise CheckpointError(
+                f"bucket {number} of weight version {version} arrived damaged:"
+                f" its SHA-256 is {found}, published as {bucket.checksum}"
+            )
+        paths[number].write_bytes(memoryview(data))
+
     try:
-        for number, (bucket, data) in enumerate(buckets):
-            found = checksum(data)
-            if found != bucket.checksum:
-                raise CheckpointError(
-                    f"bucket {number} of weight version {version} arrived damaged:"
-                    f" its SHA-256 is {found}, published as {bucket.checksum}"
-                )
-            paths.append(folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors")
-            paths[-1].write_bytes(memoryview(data))
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(write, range(len(pulled))))
     except BaseException:
         for path in paths:  # they may lie in memory
             path.unlink(missing_ok=True)

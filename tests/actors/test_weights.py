@@ -147,7 +147,7 @@ def test_the_store_keeps_the_newest_versions_and_names_them():
 
 def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
     store = WeightStore(keep=1)
-    store.put_bucket = lambda data: len(data)
+    store.put_bucket = lambda data, known: len(data)
     store.publish(5, ("five",))
     for version in (3, 7):
         store.lend_folder(version, str(publish(tmp_path / str(version), version)))
@@ -161,7 +161,7 @@ def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
 
 def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
     class Store(WeightStore):
-        def put_bucket(self, data):
+        def put_bucket(self, data, known=None):
             return len(data)
 
     facts = {}
