@@ -140,6 +140,7 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
             "objective": {"name": "lambdarank", "beta": BETA},
             "training": {
                 "optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9},
+                "zero_stage": 0,  # there is one rank
                 "threads": len(os.sched_getaffinity(0)),  # as the other side's; Ray would give a worker of one CPU one
             },
         }
