@@ -65,6 +65,7 @@ def drive() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    from actors import training_group
     from actors.placement import ENVIRONMENT
     from tests.actors.conftest import train_on
     from tests.conftest import make_candidate_list
@@ -95,7 +96,7 @@ def drive() -> None:
 
         lists = [make_candidate_list(number, (5 + number % 3, 3)) for number in range(LISTS)]
         parts = [lists[:6], lose_a_node, lists[6:9], gain_a_node, lists[9:]]
-        trained = asyncio.run(train_on(config, run_dir, [parts], policy))
+        trained = asyncio.run(train_on(training_group.train, config, run_dir, [parts], policy))
         workers.append(2)
         ray.shutdown()
         cluster.shutdown()
