@@ -18,7 +18,7 @@ from larpo.config import Config
 from larpo.recipe import config_to_yaml
 
 GIB = 2**30
-BYTES_AN_ADAMW_PARAMETER = 12  # float32 master copy and two moments
+MOMENTS, COPY = 8, 4  # bytes a parameter: AdamW's two moments, and the float32 copy that ZeRO and bfloat16 need
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def estimate(run: PreparedRun) -> Estimates:
     shapes = json.loads((Path(run.policy.path) / "config.json").read_text())
     parameters = _parameters(Path(run.policy.path), config)
     size = 2 if config.policy.dtype == "bfloat16" else 4
-    shared = {stage: training.workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    shared = {stage: training.workers if training.stage >= stage else 1 for stage in (1, 2, 3)}
     trained = run.adapter_size or parameters
     weights = parameters * size
     reference = trained * size  # a second model; with LoRA, a second adapter at most
     models = weights + reference + run.adapter_size * size
-    state = trained * BYTES_AN_ADAMW_PARAMETER
+    state = trained * (MOMENTS if training.stage == 0 and size == 4 else MOMENTS + COPY)
     logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
     gradients = trained * 4 / shared[2]
     trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
@@ -96,7 +96,7 @@ def describe(run: PreparedRun) -> str:
         *(f"                {note}" for note in run.notes),
         f"  samplers      {_samplers(config)}, about {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
-        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each",
+        f" {training.stage}, about {numbers.trainer / GIB:.1f} GiB each",
         f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
         "  others        list stream, weight store (no CPU reserved)",
         *placement_lines(config),
@@ -164,7 +164,7 @@ def describe_offline(run: OfflineRun) -> str:
         *(f"                {note}" for note in run.notes),
         f"  objective     {config.objective.name}",
         f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
-        f" {training.zero_stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
+        f" {training.stage}, about {numbers.trainer / GIB:.1f} GiB each; no sampler, no reward model",
         f"  steps         at most {steps} of {training.lists_per_step} lists, {training.epochs} epochs",
         f"  disk          about {numbers.disk / GIB:.1f} GiB in {run.home.location} (a checkpoint is"
         f" {numbers.checkpoint / GIB:.1f} GiB, {config.checkpoints.keep} are kept)",
@@ -179,7 +179,7 @@ def outline(config: Config, name: str, missing: Sequence[str]) -> str:
         *_head(config, name),
         f"  policy        {config.policy.model}",
         f"  prompts       {given or config.prompts.source}",
-        f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage {training.zero_stage}",
+        f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage {training.stage}",
     ]
     if given is None:
         lines += [

@@ -126,7 +126,7 @@ def resumed_run(location: str | Path, overrides: Sequence[str]) -> tuple[Config,
     """Configuration and folder of an interrupted run, by its folder or URI; only how many workers train can change."""
     before, wanted, folder = resumed(location, overrides, load_config, CHANGEABLE)
     workers, now = before.training.workers, wanted.training
-    if now.zero_stage == 1 and now.workers != workers:
+    if now.stage == 1 and now.workers != workers:
         raise ConfigError(f"training.workers = {now.workers}, where {workers} trained: {STAGE_1}")
     return wanted, folder
 

@@ -37,7 +37,7 @@ class WholeReference:
         self._config = config
         self._scorer = PackedScorer(model.eval().requires_grad_(False), config.training.chunk_tokens)
         self._engine: Any = self._scorer
-        if config.training.zero_stage == 3:
+        if config.training.stage == 3:
             settings = deepspeed_config(config, ranks) | {"zero_optimization": {"stage": 3}}
             self._engine = start_deepspeed(model=self._scorer, config=settings)
 

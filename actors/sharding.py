@@ -35,7 +35,7 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     training = config.training
     return zero_config(
         dtype=config.policy.dtype,
-        stage=training.zero_stage,
+        stage=training.stage,
         clip_norm=training.optimizer.clip_norm,
         ranks=ranks,
     )
@@ -61,7 +61,7 @@ def gathered(parameters: list, config: Config, modifier_rank: int | None = None)
 
     What `modifier_rank` writes there is what all ranks have afterwards.
     """
-    return gathered_at(parameters, config.training.zero_stage, modifier_rank)
+    return gathered_at(parameters, config.training.stage, modifier_rank)
 
 
 def gathered_at(parameters: list, stage: int, modifier_rank: int | None = None) -> Any:

@@ -60,7 +60,7 @@ class TrainerEngine(ZeroEngine):
             PackedScorer(model, training.chunk_tokens),
             optimizer=training.optimizer,
             dtype=config.policy.dtype,
-            zero_stage=training.zero_stage,
+            zero_stage=training.stage,
             ranks=ranks,
         )
         self._reference: Reference | None = None
@@ -175,7 +175,7 @@ class TrainerEngine(ZeroEngine):
 
         None are computed where the policy's own passes will give them.
         """
-        needed, sharded = self._objective.spec.reference, self._config.training.zero_stage == 3
+        needed, sharded = self._objective.spec.reference, self._config.training.stage == 3
         passes = needed and not policy_is_reference
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         empty_passes = self._agree_on_passes([turn.row for turn in turns(rows, self._shared_tokens)])
@@ -228,7 +228,7 @@ class TrainerEngine(ZeroEngine):
 
         Returns the empty passes that this rank has to make beside its rows.
         """
-        if self._config.training.zero_stage < 3:
+        if self._config.training.stage < 3:
             return 0
         chunks = [self._engine.module.chunks_of(row) for row in rows]
         passes, head_calls = self.maximum([len(rows), max(chunks, default=1)])

@@ -1,4 +1,4 @@
-"""The type that a policy is computed in, where a recipe leaves it to the machine (`policy.dtype: auto`)."""
+"""What a recipe leaves to the machine: the type that a policy is computed in, and the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from larpo.config import Config
 
 
 def settled(config: Config) -> Config:
-    """The configuration with a type in the place of `auto`: what is written with a run, and kept when it resumes.
+    """The configuration with a type and a stage where there was none: what is written with a run, and kept by it.
 
-    A recipe that asks for GPUs gets bfloat16. On CPUs this machine speaks for all: without AVX-512 a product of
+    Type: a recipe that asks for GPUs gets bfloat16. On CPUs this machine speaks for all: without AVX-512 a product of
     bfloat16 matrices is made number by number, five and more times slower than in float32.
+    Stage: one worker in float32 has nothing to divide, and without ZeRO no flat copy of its weights; else 2. In
+    bfloat16 stage 0 would sum a step's gradients in bfloat16.
     """
-    if config.policy.dtype != "auto":
-        return config
-    dtype: Literal["bfloat16", "float32"] = "bfloat16" if _asks_for_gpus(config) or _has_avx512() else "float32"
-    return config.model_copy(update={"policy": config.policy.model_copy(update={"dtype": dtype})})
+    dtype: Literal["auto", "bfloat16", "float32"] = config.policy.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if _asks_for_gpus(config) or _has_avx512() else "float32"
+    training = config.training
+    if training.zero_stage is None:
+        alone = training.workers == training.least == 1
+        training = training.model_copy(update={"zero_stage": 0 if alone and dtype == "float32" else 2})
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"dtype": dtype}), "training": training})
 
 
 def _asks_for_gpus(config: Config) -> bool:

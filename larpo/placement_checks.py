@@ -114,7 +114,7 @@ def range_problems(config: Config) -> list[str]:
     knob = f"training.min_workers = {training.min_workers}"
     if training.min_workers > training.workers:
         return [f"{knob}: must be at most training.workers = {training.workers}; lower it, or raise that"]
-    if training.zero_stage == 1:
+    if training.stage == 1:
         return [f"{knob}: {STAGE_1}"]
     asked = {name: amount for name, amount in training.resources_per_worker.items() if amount}
     parts = sorted(name for name, amount in asked.items() if amount != int(amount))
@@ -154,8 +154,8 @@ def _turns(config: Config) -> list[str]:
             "turns are for one GPU; set it to 1, or give the trainer GPUs of its own",
         ),
         f"training.workers = {training.workers}": (training.workers != 1, "turns are for one GPU; set it to 1"),
-        f"training.zero_stage = {training.zero_stage}": (
-            training.zero_stage in (1, 3),
+        f"training.zero_stage = {training.stage}": (
+            training.stage in (1, 3),
             "one worker divides nothing, and not all of its state can leave the GPU; set it to 2",
         ),
         f"evaluation.every_steps = {config.evaluation.every_steps}": (

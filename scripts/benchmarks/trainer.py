@@ -134,17 +134,15 @@ def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     from actors.training_group import fit_group
 
     steps = Steps(**settings)
-    config = Config.model_validate(
-        {
-            "policy": {"model": steps.policy, "dtype": steps.dtype},
-            "objective": {"name": "lambdarank", "beta": BETA},
-            "training": {
-                "optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9},
-                "zero_stage": 0,  # there is one rank
-                "threads": len(os.sched_getaffinity(0)),  # as the other side's; Ray would give a worker of one CPU one
-            },
-        }
-    )
+    knobs = {
+        "policy": {"model": steps.policy, "dtype": steps.dtype},
+        "objective": {"name": "lambdarank", "beta": BETA},
+        "training": {
+            "optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9},
+            "threads": len(os.sched_getaffinity(0)),  # as the other side's; Ray would give a worker of one CPU one
+        },
+    }
+    config = settled(Config.model_validate(knobs))
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "steps.json"
         start_ray(config, "bench", [[Bundle("trainer worker", config.training.resources_per_worker)]])

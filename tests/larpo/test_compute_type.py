@@ -32,3 +32,16 @@ def test_a_recipe_for_gpus_computes_in_bfloat16_wherever_it_is_started(monkeypat
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_type_that_is_given_stays(dtype):
     assert dtype_of(f"policy.dtype={dtype}", "cluster={GPU: 8}") == dtype
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage"),
+    [
+        (["policy.dtype=float32"], 0),
+        (["policy.dtype=bfloat16"], 2),
+        (["policy.dtype=float32", "training.workers=2"], 2),
+        (["policy.dtype=float32", "training.zero_stage=3"], 3),
+    ],
+)
+def test_a_lone_worker_in_float32_trains_without_zero(overrides, stage):
+    assert settled(load_config("quickstart", overrides)).training.stage == stage

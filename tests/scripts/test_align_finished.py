@@ -77,7 +77,7 @@ def test_how_many_workers_train_can_change(run_dir, capsys):
 def test_how_many_workers_train_cannot_change_at_stage_1(run_dir, capsys):
     write(run_dir)
     config = run_dir / "config.yaml"
-    config.write_text(config.read_text().replace("zero_stage: 2", "zero_stage: 1"))
+    config.write_text(config.read_text().replace("zero_stage: null", "zero_stage: 1"))
     assert main(["--resume", str(run_dir), "training.workers=2"]) == 2
     assert "training.workers = 2, where 1 trained: with training.zero_stage = 1" in capsys.readouterr().err
 
