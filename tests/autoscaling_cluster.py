@@ -81,13 +81,6 @@ class AutoscalingCluster:
             command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
             return subprocess.Popen(command, env=own, stdout=log, stderr=log)
 
-    def connect(self, **options: Any) -> Any:
-        """Ray, with this process joined to the cluster; `ray.shutdown()` leaves it."""
-        import ray
-
-        ray.init(address=self.address, log_to_driver=False, logging_level="warning", **options)
-        return ray
-
     def nodes(self) -> dict[str, int]:
         """How many nodes of each type are alive, the head left out."""
         return nodes_of(self.address)

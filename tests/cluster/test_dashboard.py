@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 from cluster import make_dashboard
 from cluster.make_dashboard import ROWS, dashboard, query, ray_name
 from larpo.metrics import METRICS, Metric
+from tests.autoscaling_cluster import AutoscalingCluster
+from tests.toy_runs import REPOSITORY
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 NEEDED = [  # what one has to see of a run
@@ -115,27 +118,37 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
 
 
+LABELS = {"sampler": "sampler-0", "kind": "node"}
+
+
+def export() -> None:
+    """In a process of its own, joined to RAY_ADDRESS: log every metric, print where they are exported, and stay."""
+    import ray
+
+    from actors.telemetry_sinks import RaySink
+
+    ray.init(log_to_driver=False)
+    RaySink("trial").log({name: 1.0 for name in [*shown(), "run/seconds"]}, LABELS)
+    (node,) = ray.nodes()
+    print(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", flush=True)
+    sys.stdin.read()
+
+
 @pytest.mark.slow  # Ray exports metrics every 10 s
 @pytest.mark.timeout(300)
 def test_ray_exports_every_series_that_a_query_asks_for(tmp_path):
-    from actors.telemetry_sinks import RaySink
-    from tests.autoscaling_cluster import AutoscalingCluster
-
     cluster = AutoscalingCluster(tmp_path, {}, {"CPU": 1})
+    command = [sys.executable, "-c", "from tests.cluster.test_dashboard import export; export()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     try:
-        ray = cluster.connect()
-        sink, labels = RaySink("trial"), {"sampler": "sampler-0", "kind": "node"}
-        sink.log({name: 1.0 for name in [*shown(), "run/seconds"]}, labels)
-        (node,) = ray.nodes()
-        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        exported = _scraped(url, 'run="trial"', len(set(shown())) + 1)
+        with subprocess.Popen(command, env=cluster.environment, cwd=REPOSITORY, **pipes) as driver:
+            url = driver.stdout.readline().strip()
+            exported = _scraped(url, 'run="trial"', len(set(shown())) + 1)
+            driver.stdin.close()
         for name in shown():
             line = next(line for line in exported if line.startswith(ray_name(METRICS[name]) + "{"))
-            assert all(f'{label}="{labels[label]}"' in line for label in METRICS[name].labels), line
+            assert all(f'{label}="{LABELS[label]}"' in line for label in METRICS[name].labels), line
     finally:
-        import ray
-
-        ray.shutdown()
         cluster.close()
 
 
