@@ -41,15 +41,15 @@ def prepared(tiny_policy, tmp_path):
 
 
 def test_the_plan_counts_what_is_trained(prepared):
-    """float32: a reference costs no second model, a checkpoint no weights of the base."""
+    """float32 without ZeRO: a reference costs no second model, a checkpoint no weights of the base."""
     full, lora = estimate(prepared({})), estimate(prepared({"rank": 4}))
     size = 4 * full.parameters
     assert (full.trained, lora.trained) == (full.parameters, ADAPTERS)
     assert lora.parameters == full.parameters
-    assert full.checkpoint == 16 * full.parameters
-    assert lora.checkpoint == 16 * ADAPTERS
-    logits = full.trainer - (2 * size + 2 * size + 2 * 12 * full.parameters) - GIB
-    assert lora.trainer == size + 2 * 4 * ADAPTERS + 2 * 4 * ADAPTERS + 2 * 12 * ADAPTERS + logits + GIB
+    assert full.checkpoint == 12 * full.parameters
+    assert lora.checkpoint == 12 * ADAPTERS
+    logits = full.trainer - (2 * size + 2 * size + 2 * 8 * full.parameters) - GIB
+    assert lora.trainer == size + 2 * 4 * ADAPTERS + 2 * 4 * ADAPTERS + 2 * 8 * ADAPTERS + logits + GIB
     assert f"LoRA          rank 4 on all-linear: {ADAPTERS / 1e6:.2f}M trained parameters" in describe(
         prepared({"rank": 4})
     )
