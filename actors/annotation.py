@@ -55,9 +55,11 @@ class Annotation:
         mode, seed = self._config.lists.memory, self._config.run.seed
         if mode == "current" or self._iteration == 0:
             return {}
-        lists = await asyncio.to_thread(lambda: list(read_lists(self._run.lists)))
+        age = self._config.lists.max_age
+        memory = await asyncio.to_thread(
+            lambda: remember(read_lists(self._run.lists), mode, self._iteration, seed=seed, max_age=age)
+        )
         references = await self._cast.call(self._cast.stream.references)
-        memory = remember(lists, mode, self._iteration, seed=seed, max_age=self._config.lists.max_age)
         return {key: with_references(item, references) for key, item in memory.items()}
 
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:

@@ -49,7 +49,7 @@ class ListQueue:
     def open(self, iteration: int) -> tuple[str, ...]:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         self._opened = iteration
-        self.dropped, self._behind = {}, {}
+        self.dropped = {}  # but not where lists stand: the trainer may have been rolled back to this iteration before
         self.asked, self.samplers_at = {}, 0
         self._enqueue_recorded()
         return tuple(record.prompt.id for record in self._recorded(iteration))

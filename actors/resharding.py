@@ -34,7 +34,8 @@ def reshard(checkpoint: Path, target: Path) -> None:
     """
     from deepspeed.checkpoint.ds_to_universal import main
 
-    shutil.rmtree(target, ignore_errors=True)  # of a start that was cut off
+    for left in target.parent.glob("resharded-*"):  # of a start that was cut off, whatever it started from
+        shutil.rmtree(left, ignore_errors=True)
     options = {
         "input_folder": str(checkpoint / TAG),
         "output_folder": str(target / TAG),

@@ -108,6 +108,9 @@ class ZeroEngine:
 
     def save(self, folder: Path) -> None:
         """Every rank writes its part of the optimizer and model state; with adapters, no frozen weight."""
+        if torch.distributed.get_rank() == 0 or os.environ.get("LOCAL_RANK") == "0":
+            shutil.rmtree(folder / TAG, ignore_errors=True)  # a save that was cut off, by other ranks maybe
+        self.barrier()
         try:
             (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it where rank 0 is
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)

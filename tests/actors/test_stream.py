@@ -255,6 +255,37 @@ def test_a_rollback_loses_no_list_and_repeats_none(tmp_path, epochs, crash_at):
     }
 
 
+@pytest.mark.parametrize("trainer_first", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_resumed_run_may_open_its_iteration_before_or_after_the_trainer_is_back(tmp_path, steps, trainer_first):
+    """In the first epoch and in the second; whoever of the two starts faster."""
+    config = make_config(training={"epochs": 2}, stream={"capacity": 100})
+
+    async def go():
+        stream = ListStream(config, str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(8)])
+        await stream.close_iteration(0)
+        before = [await take(stream, position) for position in range(steps)]
+
+        stream, journal = ListStream(config, str(tmp_path / "lists")), journal_of(*before)
+        if trainer_first:
+            await stream.restore(journal)
+        assert len(await stream.open_iteration(0)) == 8
+        if not trainer_first:
+            await stream.restore(journal)
+        await stream.close_iteration(0)
+        return [*before, *[await take(stream, position) for position in range(steps, 5)]]
+
+    lineage = asyncio.run(go())
+    assert [type(work) for work in lineage] == [StepWork] * 4 + [IterationEnd]
+    assert {key: sorted(value) for key, value in journal_of(*lineage).consumed.items()} == {
+        f"0/{epoch}": [f"p{n}" for n in range(8)] for epoch in range(2)
+    }
+    assert [work.planned_share for work in lineage[:4]] == pytest.approx([1 / 8, 1 / 4, 3 / 8, 1 / 2])
+
+
 def test_a_new_stream_on_the_same_folder_offers_what_was_not_consumed(tmp_path):
     async def before():
         stream = ListStream(make_config(stream={"capacity": 100}), str(tmp_path / "lists"))
