@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from actors.zero_engine import ZeroEngine
 from larpo.config import Optimizer
+from actors.resharding import TAG
 from tests.actors.test_resharding import BATCHES, CASES, SAVED, STEPS, model
 
 folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -40,6 +41,9 @@ for stage, dtype in CASES:
         engine.load(checkpoint)
     for step in range(SAVED if goes_on else 0, STEPS):
         if step == SAVED and not goes_on:
+            if rank == 0:  # as a save by more ranks leaves it, when it is cut off
+                (checkpoint / TAG).mkdir(parents=True)
+                (checkpoint / TAG / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").touch()
             engine.save(checkpoint)
         if ranks == 1 and stage in (0, 2):  # as between the turns on a GPU
             engine.leave()
