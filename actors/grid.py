@@ -31,8 +31,14 @@ from larpo.storage import is_uri
 
 _OWN = ("run.", "description")  # knobs that say nothing of what an arm does
 # Nor do those that say how a machine does it: results of a slow one stand beside those of a fast one.
-_OF_THE_MACHINE: tuple[str, ...] = ("policy.dtype", "timeouts.", "telemetry.", "samplers.lease_s", "reward.timeout_s")
-_OF_THE_MACHINE += ("training.zero_stage",)  # which differ by rounding
+_OF_THE_MACHINE = (
+    "policy.dtype",
+    "timeouts.",
+    "telemetry.",
+    "samplers.lease_s",
+    "reward.timeout_s",
+    "training.zero_stage",  # stages differ by rounding
+)
 _HARDNESS = ("lists/reward_gap", "lists/overlap", "lists/reward_mean", "lists/reward_best", "lists/size")
 
 

@@ -1,6 +1,6 @@
 """Measure larpo beside what a user would otherwise run: `python -m scripts.bench NAME`.
 
-Each benchmark runs both sides on the same work in one process tree, with a warm-up and several repetitions, prints
+Each benchmark runs both sides on the same work in one process tree, several times (after a warm-up where processes live on), prints
 medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported as one that
 is good. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side failed, 2 the
 arguments cannot be used.
@@ -106,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--shape", type=_pair, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"
     )
-    result.add_argument("--repetitions", type=_count, default=5, help="that count, beside one warm-up (5)")
+    result.add_argument(
+        "--repetitions", type=_count, default=5, help="that count, beside a warm-up where processes live on (5)"
+    )
     result.add_argument("--recipe", default="quickstart", help="that job, overlap and startup run (quickstart)")
     result.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a knob of that recipe"
