@@ -1,9 +1,9 @@
 """Measure larpo beside what a user would otherwise run: `python -m scripts.bench NAME`.
 
-Each benchmark runs both sides on the same work in one process tree, several times (after a warm-up where processes live on), prints
-medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported as one that
-is good. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side failed, 2 the
-arguments cannot be used.
+Each benchmark runs both sides on the same work in one process tree, several times, after a warm-up where processes live
+on; it prints medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported
+as one that is good. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side
+failed, 2 the arguments cannot be used.
 """
 
 from __future__ import annotations
