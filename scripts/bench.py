@@ -1,8 +1,8 @@
 """Measure larpo beside what a user would otherwise run: `python -m scripts.bench NAME`.
 
 Each benchmark runs both sides on the same work in one process tree, several times, after a warm-up where processes live
-on; it prints medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a ratio that is bad is reported
-as one that is good. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side
+on; it prints medians and spread, and writes `benchmarks/NAME.json`. Nothing is asserted: a bad ratio is reported
+as a good one is. `table` prints the results that are there as the README has them. Exit codes: 0 done, 1 a side
 failed, 2 the arguments cannot be used.
 """
 
