@@ -1,7 +1,9 @@
 """The lists that wait for the trainer, in order, and the work that is formed from them: the trainer's lineage.
 
 Nothing here waits: `ListStream` asks when work can be formed. What has been consumed is in the journal, and the lists
-are on disk, so that `restore` rolls the queue back to any journal.
+are on disk, so that `restore` rolls the queue back to any journal. What reads them (`open`, `restore`, and `form` where
+an epoch or iteration begins) takes milliseconds a list: call it in a thread, with whatever else changes the queue kept
+out.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work, read_references
@@ -49,10 +51,13 @@ class ListQueue:
     def open(self, iteration: int) -> tuple[str, ...]:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         self._opened = iteration
-        self.dropped = {}  # but not where lists stand: the trainer may have been rolled back to this iteration before
+        if iteration != self._iteration:  # else the trainer was rolled back to it before
+            self.dropped = {}
         self.asked, self.samplers_at = {}, 0
-        self._enqueue_recorded()
-        return tuple(record.prompt.id for record in self._recorded(iteration))
+        recorded = self._recorded(iteration)
+        if iteration == self._iteration:
+            self._enqueue(recorded)
+        return tuple(record.prompt.id for record in recorded)
 
     def close(self, iteration: int) -> None:
         """No more lists of this iteration will come."""
@@ -67,24 +72,31 @@ class ListQueue:
         if lists and (self._iteration, self._epoch) == (lists[0].iteration, 0):
             self._append(lists)
 
-    def place(self, lists: Sequence[CandidateList]) -> None:
-        """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
+    def place(self, lists: Sequence[CandidateList], dropped: Mapping[str, str]) -> None:
+        """Where each list stands in the first pass of its iteration, in the order in which they are on disk.
+
+        Those that `trainable` dropped are counted.
+        """
         for item in lists:
             self.asked.pop(item.prompt.id, None)
+            if item.prompt.id in self._behind:
+                continue
             place = len(self._behind) + 1
-            self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
+            self._behind[item.prompt.id] = min(1.0, place / self._config.training.prompts_per_iteration)
+            if reason := dropped.get(item.prompt.id):
+                self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def trainable(self, lists: Sequence[CandidateList], count_dropped: bool = True) -> list[CandidateList]:
-        """What is trained on of each list; those without a signal are dropped, and counted by the reason."""
+    def trainable(self, lists: Sequence[CandidateList]) -> tuple[list[CandidateList], dict[str, str]]:
+        """What is trained on of each list, and why those without a signal are dropped, by prompt id."""
         config, uses = self._config, get_spec(self._config.objective.name).uses
-        trainable = []
+        trainable, dropped = [], {}
         for item in lists:
             selected, reason = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
             if selected is not None:
                 trainable.append(selected)
-            elif count_dropped:
-                self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        return trainable
+            else:
+                dropped[item.prompt.id] = reason
+        return trainable, dropped
 
     def may_ask(self) -> bool:
         """With a bound: whether one more prompt can be asked for, and its list be trained in time."""
@@ -121,8 +133,8 @@ class ListQueue:
         self.restored = True
         if self._epoch > 0:
             self._start_epoch(self._epoch)
-        else:
-            self._enqueue_recorded()
+        elif self._opened >= self._iteration:
+            self._enqueue(self._recorded(self._iteration))
 
     def is_ready(self) -> bool:
         """Whether the next work can be formed."""
@@ -188,7 +200,8 @@ class ListQueue:
         self._iteration, self._epoch = self._journal.iteration, 0
         self._taken = set()
         self.dropped, self._behind = {}, {}
-        self._enqueue_recorded()
+        if self._opened >= self._iteration:
+            self._enqueue(self._recorded(self._iteration))
         return work
 
     def _planned_share(self, lists: Sequence[CandidateList]) -> float:
@@ -201,7 +214,7 @@ class ListQueue:
     def _start_epoch(self, epoch: int) -> None:
         """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
         self._epoch = epoch
-        lists = self.trainable(self._recorded(self._iteration), count_dropped=False)
+        lists, _ = self.trainable(self._recorded(self._iteration))
         lists.sort(key=lambda item: item.prompt.id)
         random.Random(stable_hash(self._config.run.seed, self._iteration, epoch)).shuffle(lists)
         self._behind = {item.prompt.id: (place + 1) / len(lists) for place, item in enumerate(lists)}
@@ -212,12 +225,12 @@ class ListQueue:
         records = [record for part in list_parts(self._folder, iteration) for record in read_lists(part)]
         return [with_references(record, self.references) for record in records]
 
-    def _enqueue_recorded(self) -> None:
-        """Queue again what is on disk of the first epoch and not consumed."""
-        if self.restored and self._epoch == 0 and self._opened >= self._iteration:
-            recorded = self._recorded(self._iteration)
-            self.place(recorded)
-            self._append(self.trainable(recorded))
+    def _enqueue(self, recorded: Sequence[CandidateList]) -> None:
+        """Queue again what is on disk of the iteration's first epoch and not consumed."""
+        if self.restored and self._epoch == 0:
+            trainable, dropped = self.trainable(recorded)
+            self.place(recorded, dropped)
+            self._append(trainable)
 
     def _append(self, lists: Sequence[CandidateList]) -> None:
         """Lists of the first epoch, each once, whether it came from the conductor or from disk."""

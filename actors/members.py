@@ -42,11 +42,8 @@ class Member:
         return not self.ready.is_set() and not self.is_leaving
 
 
-async def bring_in(member: Member, newest: Callable[[], int], timeouts: Timeouts) -> None:
-    """Until the engine runs with the version that `newest` tells by then: it may change meanwhile.
-
-    The time in which a cluster brings a node is not the engine's: NotPlaced when there is none in time.
-    """
+async def be_placed(member: Member, timeouts: Timeouts) -> None:
+    """Until a node has room for its actor, perhaps one that the autoscaler brings; NotPlaced when none has in time."""
     limit = timeouts.placement_s
     try:
         await _call(member, member.actor.placed, limit=limit)
@@ -56,6 +53,10 @@ async def bring_in(member: Member, newest: Callable[[], int], timeouts: Timeouts
         ) from error
     if member.status == "pending":
         member.status = "starting"
+
+
+async def start_engine(member: Member, newest: Callable[[], int], timeouts: Timeouts) -> None:
+    """Until the engine runs with the version that `newest` tells by then: it may change meanwhile."""
     member.version = await _timed(member, member.actor.start, limit=timeouts.engine_start_s, knob="engine_start_s")
     while member.version != (wanted := newest()):
         limit = timeouts.weights_s

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from actors.members import Member, bring_in, result, shut_down
+from actors.members import Member, be_placed, result, shut_down, start_engine
 from actors.places import Places
 from larpo.config import Samplers, Timeouts
 from larpo.errors import LarpoError, NotPlaced
@@ -46,6 +46,7 @@ class Membership:
         self._failed: LarpoError | None = None
         self._awake = asyncio.Event()  # cleared while the GPU is the trainer's: no engine is started on it
         self._awake.set()
+        self._loading: set[str] = set()  # samplers whose engines start
 
     @property
     def ready(self) -> int:
@@ -112,13 +113,18 @@ class Membership:
             )
 
     async def _start(self, member: Member) -> None:
+        await be_placed(member, self._timeouts)
         await self._awake.wait()
-        await bring_in(member, lambda: self._version, self._timeouts)
-        member.status = "ready"
-        member.ready.set()
-        self._places.open(member)
-        self.start_seconds.append(time.monotonic() - member.asked)
-        await self._notify()
+        self._loading.add(member.name)
+        try:
+            await start_engine(member, lambda: self._version, self._timeouts)
+            member.status = "ready"
+            member.ready.set()
+            self._places.open(member)
+            self.start_seconds.append(time.monotonic() - member.asked)
+        finally:
+            self._loading.discard(member.name)
+            await self._notify()
 
     async def _give_up(self, member: Member, error: LarpoError) -> None:
         """Do without a sampler that did not come; where too few are left, whoever waits for one hears why."""

@@ -205,8 +205,10 @@ class SamplerPool(Membership):
         self._replace(member, actor, error)
 
     async def sleep(self) -> None:
-        """Every engine leaves the GPU to the trainer; one that dies meanwhile is started again after `wake`."""
+        """Every engine leaves the GPU to the trainer, one that starts once it has; no other starts before `wake`."""
         self._awake.clear()
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._loading)
         await asyncio.gather(*(self._turn(member, "sleep", "asleep") for member in self.members))
 
     async def wake(self) -> None:

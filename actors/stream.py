@@ -58,7 +58,8 @@ class ListStream:
         self._patience = Patience(config.timeouts.stream_idle_s, lambda: self._queue.restored and not self._asking)
         self._changed = self._patience.changed
         self._published: tuple[int, int, int] | None = None  # within an iteration: which, version, which publication
-        self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are on disk
+        self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are, or will be, on disk
+        self._offers: dict[str, asyncio.Task[None]] = {}  # of lists that are not queued yet, by their id
         self._failures: list[Failure] = []
         self._opened, self._closed, self._ended = -1, -1, False
         self._memo = memo
@@ -78,7 +79,7 @@ class ListStream:
     async def open_iteration(self, iteration: int) -> tuple[str, ...]:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         async with self._changed:
-            recorded = self._queue.open(iteration)
+            recorded = await asyncio.to_thread(self._queue.open, iteration)
             self._recorded = set(recorded)
             self._opened = iteration
             self._remember()
@@ -148,19 +149,28 @@ class ListStream:
     async def offer(self, lists: Sequence[CandidateList]) -> None:
         """Write the lists to disk, and to the run's home; then wait for room for those that carry a signal.
 
-        With `overlap: async` there is: it was waited for before their prompts were asked for.
+        With `overlap: async` there is: it was waited for before their prompts were asked for. A call that Ray repeats
+        ends as the first one does.
         """
-        lists = [item for item in lists if item.prompt.id not in self._recorded]  # else a call that Ray repeats
-        if not lists:
-            return
-        self._recorded |= {item.prompt.id for item in lists}
+        offers = {self._offers[item.id] for item in lists if item.id in self._offers}
+        new = [item for item in lists if item.prompt.id not in self._recorded]
+        if new:
+            offer = asyncio.create_task(self._take(new))
+            self._recorded.update(item.prompt.id for item in new)
+            self._offers.update({item.id: offer for item in new})
+            offer.add_done_callback(lambda _: [self._offers.pop(item.id) for item in new])
+            offers.add(offer)
+        for offer in offers:
+            await asyncio.shield(offer)
+
+    async def _take(self, lists: Sequence[CandidateList]) -> None:
         await self._writer.write(lists)
-        trainable = self._queue.trainable(lists)
+        trainable, dropped = self._queue.trainable(lists)
         self._patience.moved()
         async with self._in_order:
             with self._waits.of("producer"):
                 async with self._changed:
-                    self._queue.place(lists)
+                    self._queue.place(lists, dropped)
                     if self._config.overlap == "stream":
                         await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
                     self._queue.append(trainable)
@@ -238,7 +248,7 @@ class ListStream:
             await asyncio.to_thread(roll_back, self._home, journal.iteration, step)
         async with self._changed:
             self._works.clear()
-            self._queue.restore(journal)
+            await asyncio.to_thread(self._queue.restore, journal)
             self._trained = journal.iteration - 1
             self._rollbacks += 1
             self._patience.progress()
@@ -264,7 +274,7 @@ class ListStream:
                         raise RuntimeError(
                             f"rank {rank} waited at position {position} while the stream was rolled back"
                         )
-                    work, shares = self._work_at(position, ranks)
+                    work, shares = await self._work_at(position, ranks)
         finally:
             self._asking -= 1
             self._patience.heard = time.monotonic()
@@ -272,11 +282,11 @@ class ListStream:
             return work
         return replace(work, lists=shares[rank])
 
-    def _work_at(self, position: int, ranks: int) -> tuple[Work, list[Share]]:
+    async def _work_at(self, position: int, ranks: int) -> tuple[Work, list[Share]]:
         """The work at a position and each rank's lists, dealt when the first rank asks; the one before is kept too."""
         if position not in self._works:
             self._works = {p: work for p, work in self._works.items() if p == position - 1}
-            work, lists = self._queue.form(position)
+            work, lists = await asyncio.to_thread(self._queue.form, position)
             dealt = deal([_tokens(item) for item in lists], ranks)
             self._works[position] = work, [tuple(lists[index] for index in share) for share in dealt]
             self._patience.progress()
@@ -308,6 +318,10 @@ class ListStream:
     async def is_there(self) -> bool:
         """What a rank asks that has waited for long."""
         return True
+
+    async def waits_for_turn(self) -> None:
+        """A rank lives, and waits for its turn on the GPU."""
+        self._patience.heard = time.monotonic()
 
     async def trained(self, iteration: int) -> None:
         """The trainer has published and checkpointed the end of `iteration`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ class Rank:
         self._spec, self._config = spec, spec.config
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._spans: list[tuple[str, float, float]] = []
-        self._visits = Visits(spec.turns, spec.config.timeouts)
+        answer = ("answer_s", spec.config.timeouts.answer_s)
+        give_sign = partial(self._call, spec.stream.waits_for_turn, limit=answer)
+        self._visits = Visits(spec.turns, spec.config.timeouts, give_sign)
         self._position = self._step = self._since_publish = self._bad_steps = 0
         self._saved = 0  # position of the newest checkpoint
         self._journal = Journal()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from larpo.errors import PhaseTimeout
@@ -66,10 +67,13 @@ class Turns:
 
 
 class Visits:
-    """The trainer's side, in its rank. Without turns (`turns` of None) it is on the GPU for good."""
+    """The trainer's side, in its rank. Without turns (`turns` of None) it is on the GPU for good.
 
-    def __init__(self, turns: Any, timeouts: Timeouts) -> None:
-        self._turns, self._limit = turns, timeouts.answer_s
+    `give_sign` is called every few seconds while it waits: it may have started anew within the samplers' turn.
+    """
+
+    def __init__(self, turns: Any, timeouts: Timeouts, give_sign: Callable[[], object]) -> None:
+        self._turns, self._limit, self._give_sign = turns, timeouts.answer_s, give_sign
         self._is_there = turns is None
 
     def enter(self, engine: ZeroEngine | None = None) -> None:
@@ -82,7 +86,7 @@ class Visits:
         if self._is_there:
             return
         while not ray.get(self._turns.enter.remote(LOOK_S), timeout=LOOK_S + self._limit):
-            pass
+            self._give_sign()
         self._is_there = True
         if engine is not None:
             engine.come_back()

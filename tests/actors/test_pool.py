@@ -48,6 +48,61 @@ def test_a_sampler_that_dies_in_its_sleep_is_started_again_when_all_wake():
     asyncio.run(go())
 
 
+def test_a_sampler_that_starts_is_ready_before_it_sleeps():
+    """Else its engine would load beside the trainer, and stay there."""
+
+    async def go():
+        may_start = asyncio.Event()
+
+        async def slowly():
+            await may_start.wait()
+            return 0
+
+        fresh = Double("fresh", start=slowly)
+        house = House(Double("dead", sample=dies), fresh)
+        await house.pool.start()
+        asked = house.sample("1")
+        await settled()
+        asleep = asyncio.create_task(house.pool.sleep())
+        await settled()
+        assert not asleep.done()
+        may_start.set()
+        await asyncio.wait_for(asleep, 5)
+        assert fresh.turns == ["sleep"]
+        await house.pool.wake()
+        assert await asked == [["1 by fresh"]]
+
+    asyncio.run(go())
+
+
+def test_a_start_that_fails_holds_no_sleep_back():
+    async def go():
+        may_start = asyncio.Event()
+
+        async def fails():
+            await may_start.wait()
+            await dies()
+
+        last = Double("last")
+        house = House(Double("dead", sleep=dies), Double("bad", start=fails), last)
+        await house.pool.start()
+        await house.pool.sleep()
+        await house.pool.wake()  # now the bad one starts
+        await settled()
+        asleep = asyncio.create_task(house.pool.sleep())
+        await settled()
+        assert not asleep.done()
+        may_start.set()
+        await asyncio.wait_for(asleep, 5)
+        await settled()
+        assert house.pool.ready == 0
+        assert not last.turns
+        await house.pool.wake()
+        assert await house.sample("1") == [["1 by last"]]
+
+    asyncio.run(go())
+
+
 def test_samplers_sleep_and_wake_together():
     async def go():
         a, b = Double("a"), Double("b")

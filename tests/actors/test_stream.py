@@ -1,6 +1,7 @@
 """The stream without Ray: order, back-pressure, shares of ranks, exactly once, rollback."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -506,3 +507,106 @@ def test_the_first_process_of_a_stream_knows_nothing(tmp_path):
     recorded, status = asyncio.run(go())
     assert recorded == ()
     assert status.trained_iterations == 0
+
+
+def test_a_call_that_ray_repeats_ends_with_the_first_one(tmp_path):
+    """Else the conductor would close an iteration whose lists have not been queued."""
+
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, n) for n in range(4)])
+        first = asyncio.create_task(stream.offer([make_list(0, 4)]))
+        again = asyncio.create_task(stream.offer([make_list(0, 4)]))
+        await asyncio.sleep(0.3)
+        assert not first.done()
+        assert not again.done()
+        works = [await take(stream, 0)]
+        await asyncio.wait_for(asyncio.gather(first, again), 5)
+        await stream.close_iteration(0)
+        return [*works, await take(stream, 1), await take(stream, 2)]
+
+    works = asyncio.run(go())
+    assert [ids(work) for work in works[:2]] == [["p0", "p1", "p2", "p3"], ["p4"]]
+    assert isinstance(works[2], IterationEnd)
+
+
+def test_a_call_that_ray_repeats_fails_with_the_first_one(tmp_path):
+    async def go():
+        (tmp_path / "lists").write_text("a file in the folder's place")
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        calls = [stream.offer([make_list(0, 0)]) for _ in range(2)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, again = asyncio.run(go())
+    assert isinstance(first, TrainingError)
+    assert again is first
+
+
+def test_it_answers_while_it_reads_the_lists_and_reads_them_once(tmp_path, monkeypatch):
+    """An iteration of thousands of lists takes minutes to read."""
+    parts = []
+
+    def slowly(part):
+        parts.append(part)
+        time.sleep(0.4)
+        return read_lists(part)
+
+    async def while_reading(stream, coroutine) -> float:
+        """Seconds until the stream answers while it works on this."""
+        work = asyncio.create_task(coroutine)
+        await asyncio.sleep(0.1)
+        asked = time.monotonic()
+        await stream.status()
+        answered = time.monotonic() - asked
+        assert not work.done()
+        await work
+        return answered
+
+    async def go():
+        config, folder = make_config(training={"epochs": 2}, stream={"capacity": 8}), str(tmp_path / "lists")
+        before = ListStream(config, folder)
+        await before.offer([make_list(0, n) for n in range(4)])
+        stream = ListStream(config, folder)
+        monkeypatch.setattr("actors.list_queue.read_lists", slowly)
+        await stream.restore(Journal())
+        waited = [await while_reading(stream, stream.open_iteration(0))]
+        waited.append(await while_reading(stream, stream.restore(Journal())))
+        await stream.close_iteration(0)
+        works = [await take(stream, 0)]
+        waited.append(await while_reading(stream, take(stream, 1)))  # the second epoch
+        return works, waited
+
+    works, waited = asyncio.run(go())
+    assert ids(works[0]) == ["p0", "p1", "p2", "p3"]
+    assert max(waited) < 0.2
+    assert len(parts) == 3
+
+
+def test_lists_that_are_dropped_count_once_however_often_they_are_read(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        await stream.offer([make_list(0, 0, (1.0,)), make_list(0, 1)])
+        counts = [(await stream.status()).dropped]
+        await stream.open_iteration(0)  # Ray repeats a call
+        counts.append((await stream.status()).dropped)
+        await stream.restore(Journal())
+        counts.append((await stream.status()).dropped)
+        return counts
+
+    assert asyncio.run(go()) == [{"fewer than two distinct candidates": 1}] * 3
+
+
+def test_a_trainer_that_waits_for_its_turn_is_not_silent(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await asyncio.sleep(0.2)
+        silent = (await stream.status()).trainer_silent_s
+        await stream.waits_for_turn()
+        return silent, (await stream.status()).trainer_silent_s
+
+    silent, after = asyncio.run(go())
+    assert silent >= 0.2 > after

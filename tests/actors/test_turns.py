@@ -5,10 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 
-from actors.turns import Turns, begin_sampling, begin_training
-from larpo.config import Config
+from actors.turns import Turns, Visits, begin_sampling, begin_training
+from larpo.config import Config, Timeouts
 from larpo.errors import PhaseTimeout
 from tests.toy_runs import check_exactly_once
 
@@ -77,6 +78,25 @@ def test_a_trainer_that_does_not_leave_is_an_error():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actors.turns.LOOK_S", 0.01)
         asyncio.run(go())
+
+
+def test_a_trainer_that_comes_in_the_samplers_turn_gives_signs_until_it_is_its_own(local_ray, monkeypatch):
+    """Ray's actor and a rank's side of it: a group that starts anew while the samplers are at work."""
+    monkeypatch.setattr("actors.turns.LOOK_S", 0.1)
+    turns = ray.remote(num_cpus=0)(Turns).remote()
+    ray.get(turns.leave.remote(), timeout=60)
+    assert ray.get(turns.to_samplers.remote(0.1), timeout=60)
+    signs = []
+
+    def give_sign():
+        signs.append(len(signs))
+        if len(signs) == 3:
+            ray.get(turns.to_trainer.remote(), timeout=60)
+
+    Visits(turns, Timeouts(), give_sign).enter()
+    assert len(signs) == 3
+    assert not ray.get(turns.to_samplers.remote(0.1), timeout=60), "the trainer is there"
+    ray.kill(turns)
 
 
 def test_without_turns_nobody_waits():
