@@ -98,8 +98,10 @@ class _Answering:
             raise errors.exceptions[0] from errors
         finally:
             ticker.cancel()
-            self._write()
-            await self._pool.stop()
+            try:
+                self._write()
+            finally:
+                await self._pool.stop()
         self._owner.say(f"{self._model.name}: all prompts answered")
         if self._failed_rewards:
             self._owner.say(f"{self._failed_rewards} responses could not be rewarded and got reward.failed_reward")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from actors.work import IterationEnd, Journal, RunEnd, StepWork, Work, read_references
@@ -40,7 +40,6 @@ class ListQueue:
         self.asked: dict[str, int] = {}  # with a bound: prompts that samplers have -> publication they were asked at
         self.samplers_at = 0  # publication whose weights every sampler has
         self.restored = False
-        self.dropped: dict[str, int] = {}
         self.references = read_references(lists_folder.parent)
 
     def __len__(self) -> int:
@@ -51,8 +50,6 @@ class ListQueue:
     def open(self, iteration: int) -> tuple[str, ...]:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         self._opened = iteration
-        if iteration != self._iteration:  # else the trainer was rolled back to it before
-            self.dropped = {}
         self.asked, self.samplers_at = {}, 0
         recorded = self._recorded(iteration)
         if iteration == self._iteration:
@@ -72,31 +69,18 @@ class ListQueue:
         if lists and (self._iteration, self._epoch) == (lists[0].iteration, 0):
             self._append(lists)
 
-    def place(self, lists: Sequence[CandidateList], dropped: Mapping[str, str]) -> None:
-        """Where each list stands in the first pass of its iteration, in the order in which they are on disk.
-
-        Those that `trainable` dropped are counted.
-        """
+    def place(self, lists: Sequence[CandidateList]) -> None:
+        """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
         for item in lists:
             self.asked.pop(item.prompt.id, None)
-            if item.prompt.id in self._behind:
-                continue
             place = len(self._behind) + 1
-            self._behind[item.prompt.id] = min(1.0, place / self._config.training.prompts_per_iteration)
-            if reason := dropped.get(item.prompt.id):
-                self.dropped[reason] = self.dropped.get(reason, 0) + 1
+            self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
 
-    def trainable(self, lists: Sequence[CandidateList]) -> tuple[list[CandidateList], dict[str, str]]:
-        """What is trained on of each list, and why those without a signal are dropped, by prompt id."""
+    def trainable(self, lists: Iterable[CandidateList]) -> list[CandidateList]:
+        """What is trained on of each list; those without a signal are dropped."""
         config, uses = self._config, get_spec(self._config.objective.name).uses
-        trainable, dropped = [], {}
-        for item in lists:
-            selected, reason = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
-            if selected is not None:
-                trainable.append(selected)
-            else:
-                dropped[item.prompt.id] = reason
-        return trainable, dropped
+        found = [training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses) for item in lists]
+        return [selected for selected, _ in found if selected is not None]
 
     def may_ask(self) -> bool:
         """With a bound: whether one more prompt can be asked for, and its list be trained in time."""
@@ -129,7 +113,7 @@ class ListQueue:
         self._iteration, self._epoch = journal.iteration, journal.epoch
         self._taken = set(journal.used(journal.iteration, 0))
         self._queue.clear()
-        self.dropped, self._behind = {}, {}
+        self._behind = {}
         self.restored = True
         if self._epoch > 0:
             self._start_epoch(self._epoch)
@@ -199,7 +183,7 @@ class ListQueue:
         self._journal = self._journal.after(work)
         self._iteration, self._epoch = self._journal.iteration, 0
         self._taken = set()
-        self.dropped, self._behind = {}, {}
+        self._behind = {}
         if self._opened >= self._iteration:
             self._enqueue(self._recorded(self._iteration))
         return work
@@ -214,7 +198,7 @@ class ListQueue:
     def _start_epoch(self, epoch: int) -> None:
         """Later epochs take every trainable list of the iteration again, shuffled by the seed."""
         self._epoch = epoch
-        lists, _ = self.trainable(self._recorded(self._iteration))
+        lists = self.trainable(self._recorded(self._iteration))
         lists.sort(key=lambda item: item.prompt.id)
         random.Random(stable_hash(self._config.run.seed, self._iteration, epoch)).shuffle(lists)
         self._behind = {item.prompt.id: (place + 1) / len(lists) for place, item in enumerate(lists)}
@@ -228,9 +212,8 @@ class ListQueue:
     def _enqueue(self, recorded: Sequence[CandidateList]) -> None:
         """Queue again what is on disk of the iteration's first epoch and not consumed."""
         if self.restored and self._epoch == 0:
-            trainable, dropped = self.trainable(recorded)
-            self.place(recorded, dropped)
-            self._append(trainable)
+            self.place(recorded)
+            self._append(self.trainable(recorded))
 
     def _append(self, lists: Sequence[CandidateList]) -> None:
         """Lists of the first epoch, each once, whether it came from the conductor or from disk."""

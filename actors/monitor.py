@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from actors.console_page import SamplerState
@@ -29,16 +30,22 @@ class Monitor:
         self._tokens_then = 0  # at the look before
         elastic = cast.samplers is not None and cast.run.config.samplers.is_elastic
         self._scaler = Scaler(cast.run.config, cast.samplers, progress) if elastic else None
+        self._over = asyncio.Event()
         self._watchdog = Watchdog(cast.run.config.timeouts.stalled_s)
         self._store: asyncio.Task[Vitals] | None = None  # what the store was asked
         self._vitals: dict[str, Vitals] = {}  # of stream and store, at the look before
         self._memory: dict[int, int] = {}  # bytes that each rank of the trainer held when it last spoke
 
     async def watch(self) -> None:
-        """Until cancelled. An error of the monitor is the run's: a stream that is gone ends it."""
-        while True:
+        """Until `end`. An error of the monitor is the run's: a stream that is gone ends it."""
+        while not self._over.is_set():
             await self.look()
-            await asyncio.sleep(self._progress.refresh_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), self._progress.refresh_s)
+
+    def end(self) -> None:
+        """No look is begun any more; the one in progress has taken from the stream what nobody else will be told."""
+        self._over.set()
 
     async def look(self, *, last: bool = False) -> None:
         """Ask once; `last`: tell all that was not told yet."""

@@ -47,15 +47,23 @@ class Patience:
                     raise PhaseTimeout(message) from error
 
     async def wait_for(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether it is so, waiting for it at most `timeout_s`; TrainingError when the run has failed."""
-        async with self.changed:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self.changed.wait_for(lambda: self.error is not None or ready())
-            except TimeoutError:
+        """Whether it is so, waiting for it at most `timeout_s`; TrainingError when the run has failed.
+
+        In a task of its own: whoever gives up waiting for a condition needs its lock, which may be held for long.
+        """
+        waiting = asyncio.create_task(self._until(ready))
+        try:
+            if not (await asyncio.wait({waiting}, timeout=timeout_s))[0]:
                 return False
+            await waiting
+        finally:
+            waiting.cancel()
         self.raise_error()
         return True
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.error is not None or ready())
 
     def raise_error(self) -> None:
         if self.error is not None:

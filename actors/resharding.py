@@ -34,8 +34,6 @@ def reshard(checkpoint: Path, target: Path) -> None:
     """
     from deepspeed.checkpoint.ds_to_universal import main
 
-    for left in target.parent.glob("resharded-*"):  # of a start that was cut off, whatever it started from
-        shutil.rmtree(left, ignore_errors=True)
     options = {
         "input_folder": str(checkpoint / TAG),
         "output_folder": str(target / TAG),
@@ -57,11 +55,15 @@ def reshard(checkpoint: Path, target: Path) -> None:
 
 def reshard_once(checkpoint: Path, rank: int, barrier: Callable[[], None]) -> Path:
     """The same by one rank for all that see its disk, or else by the first of each node; every rank calls it."""
-    target = checkpoint.parent / f"resharded-{checkpoint.name}"
+    target, is_first_of_node = checkpoint.parent / f"resharded-{checkpoint.name}", os.environ.get("LOCAL_RANK") == "0"
+    if rank == 0 or is_first_of_node:
+        for left in target.parent.glob("resharded-*"):  # of a start that was cut off, whatever it started from
+            shutil.rmtree(left, ignore_errors=True)
+    barrier()
     if rank == 0:
         reshard(checkpoint, target)
     barrier()
-    if not target.exists() and os.environ.get("LOCAL_RANK") == "0":
+    if not target.exists() and is_first_of_node:
         reshard(checkpoint, target)
     barrier()
     return target

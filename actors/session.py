@@ -90,7 +90,8 @@ async def watched(cast: TrainingCast, progress: Progress, work: Coroutine[Any, A
                 if task is not None and task.done() and not main.done():
                     task.result()  # raises the cause; a trainer that ended well has nothing to say
         result = main.result()
-        monitor.cancel()
+        looker.end()
+        await asyncio.wait({monitor})
         await looker.look(last=True)
         return result
     except BaseExceptionGroup as group:

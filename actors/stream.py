@@ -158,19 +158,20 @@ class ListStream:
             offer = asyncio.create_task(self._take(new))
             self._recorded.update(item.prompt.id for item in new)
             self._offers.update({item.id: offer for item in new})
-            offer.add_done_callback(lambda _: [self._offers.pop(item.id) for item in new])
             offers.add(offer)
         for offer in offers:
             await asyncio.shield(offer)
+        for item in new:
+            self._offers.pop(item.id, None)
 
     async def _take(self, lists: Sequence[CandidateList]) -> None:
         await self._writer.write(lists)
-        trainable, dropped = self._queue.trainable(lists)
+        trainable = self._queue.trainable(lists)
         self._patience.moved()
         async with self._in_order:
             with self._waits.of("producer"):
                 async with self._changed:
-                    self._queue.place(lists, dropped)
+                    self._queue.place(lists)
                     if self._config.overlap == "stream":
                         await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
                     self._queue.append(trainable)
@@ -220,7 +221,6 @@ class ListStream:
             waiting=len(self._queue),
             producer_wait_seconds=self._waits.seconds("producer"),
             consumer_wait_seconds=self._waits.seconds("consumer"),
-            dropped=dict(self._queue.dropped),
             trained_iterations=self._trained + 1,
             trainer_started=self._queue.restored,
             trainer_silent_s=0.0 if self._asking else time.monotonic() - self._patience.heard,
@@ -320,8 +320,9 @@ class ListStream:
         return True
 
     async def waits_for_turn(self) -> None:
-        """A rank lives, and waits for its turn on the GPU."""
+        """A rank lives, and waits for its turn on the GPU; TrainingError when the run has failed meanwhile."""
         self._patience.heard = time.monotonic()
+        self._patience.raise_error()
 
     async def trained(self, iteration: int) -> None:
         """The trainer has published and checkpointed the end of `iteration`."""

@@ -1,30 +1,33 @@
-"""Seconds that each side of the stream has waited, those of a wait that goes on among them."""
+"""Seconds in which somebody waited on each side of the stream, those of a wait that goes on among them."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Waits:
-    """Of one wait a side at a time; one that fails does not count."""
+    """Of several waits of one side at a time, each second counts once."""
 
     def __init__(self) -> None:
-        self._over: dict[str, float] = defaultdict(float)
+        self._waiting: Counter[str] = Counter()
         self._since: dict[str, float] = {}
+        self._over: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def of(self, side: str) -> Iterator[None]:
-        started = self._since[side] = time.monotonic()
+        if not self._waiting[side]:
+            self._since[side] = time.monotonic()
+        self._waiting[side] += 1
         try:
             yield
-            self._over[side] += time.monotonic() - started
         finally:
-            if self._since.get(side) == started:  # else another has taken its place
-                del self._since[side]
+            self._waiting[side] -= 1
+            if not self._waiting[side]:
+                self._over[side] += time.monotonic() - self._since[side]
 
     def seconds(self, side: str) -> float:
-        now = time.monotonic()
-        return self._over[side] + now - self._since.get(side, now)
+        since_then = time.monotonic() - self._since[side] if self._waiting[side] else 0.0
+        return self._over[side] + since_then

@@ -56,8 +56,10 @@ class WeightStore:
         self._lent: dict[int, tuple[Bucket, ...]] = {}
         self._highest = 0
         self._folders: dict[int, str] = {}
-        self._memo = memo
+        self._memo: Memo | None = None
         self._go_on(memo.read() if memo else {})
+        self._memo = memo  # only now: a process that ends before it holds all leaves the next one as much to go on from
+        self._remember()
         show_title(self.doing)
 
     def __repr__(self) -> str:

@@ -95,7 +95,6 @@ class StreamStatus:
     waiting: int
     producer_wait_seconds: float
     consumer_wait_seconds: float
-    dropped: Mapping[str, int]
     trained_iterations: int
     trainer_started: bool
     trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists

@@ -69,7 +69,7 @@ def stats(prompts: int, tokens: int, version: int = 0, in_flight: int = 1) -> Sa
 
 
 def status(**said) -> StreamStatus:
-    quiet = {"waiting": 7, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "dropped": {}, "reports": ()}
+    quiet = {"waiting": 7, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "reports": ()}
     trainer = {"trained_iterations": 0, "trainer_started": True, "trainer_silent_s": 0.0, "alarms": (), "error": None}
     return StreamStatus(**{**quiet, **trainer, **said})
 

@@ -147,14 +147,15 @@ def test_an_update_of_weights_is_told_once():
 
 
 def look_at(**said):
-    """One look of the monitor at a stream that says this; returns what it passed on."""
-    quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "dropped": {}, "alarms": ()}
+    """One look of the monitor at a stream that says this, which ends in the middle of it."""
+    quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "alarms": ()}
     step = {"rank": 0, "spans": (), "step": 1, "iteration": 0, "epoch": 0, "metrics": {"train/loss": 1.0}}
     state = {"trained_iterations": 0, "trainer_started": True, "trainer_silent_s": 0.0, "error": None, **said}
     state |= {"failures": (), "vitals": Vitals(1, 0)}
     status, records = StreamStatus(**quiet, **state, reports=(step,)), Records()
 
     async def answer(method, *_, **__):
+        await asyncio.sleep(0)  # `end` comes before the answer
         return status if method == "status" else Vitals(2, 0)
 
     async def nothing():
@@ -171,8 +172,16 @@ def look_at(**said):
         trainer=None,
         run=SimpleNamespace(config=config()),
     )
+
+    async def watch():
+        monitor = Monitor(cast, Progress(config(), records))
+        watching = asyncio.create_task(monitor.watch())
+        await asyncio.sleep(0)
+        monitor.end()
+        await asyncio.wait_for(watching, 10)
+
     try:
-        asyncio.run(Monitor(cast, Progress(config(), records)).look())
+        asyncio.run(watch())
     finally:
         assert [event for event, _ in records.records] == ["step"]  # what was reported before is not lost
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.resharding import TAG, is_for_others
+from actors.resharding import TAG, is_for_others, reshard_once
 
 ROOT = Path(__file__).parents[2]
 SAVED, STEPS = 3, 6
@@ -116,3 +116,23 @@ def test_pieces_tell_how_many_ranks_wrote_them(tmp_path, pieces, ranks, others):
     for rank in range(pieces):
         (tmp_path / TAG / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
     assert is_for_others(tmp_path, ranks) is others
+
+
+@pytest.mark.parametrize("own_disk", [False, True])
+def test_what_a_start_left_half_made_is_not_taken_for_whole(tmp_path, monkeypatch, own_disk):
+    """By the first rank of another node, which sees rank 0's disk or has its own."""
+    made = []
+    monkeypatch.setattr("actors.resharding.reshard", lambda checkpoint, target: made.append(target) or target.mkdir())
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    left = tmp_path / "resharded-checkpoint-0007" / TAG
+    left.mkdir(parents=True)
+    others = tmp_path / "resharded-checkpoint-0007"
+
+    def barrier():
+        if not own_disk and not others.exists():
+            others.mkdir()  # by rank 0
+
+    found = reshard_once(tmp_path / "checkpoint-0007", 3, barrier)
+    assert found == others
+    assert not left.exists()
+    assert made == ([found] if own_disk else [])

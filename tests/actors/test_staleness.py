@@ -115,8 +115,8 @@ class Simulation:
 
     def offer(self, item) -> None:
         self.queue.disk.append(item)
-        trainable, dropped = self.queue.trainable([item])
-        self.queue.place([item], dropped)
+        trainable = self.queue.trainable([item])
+        self.queue.place([item])
         self.queue.append(trainable)
 
     def trained(self, work: StepWork, group: int) -> None:
@@ -161,7 +161,7 @@ def test_no_list_is_staler_than_the_bound_and_every_one_is_trained_once(tmp_path
     simulation = Simulation(tmp_path_factory.getbasetemp(), seed, **knobs)
     simulation.run()
     assert simulation.stalest <= knobs["most"]
-    expected = [item.prompt.id for item in simulation.queue.trainable(simulation.queue.disk)[0]]
+    expected = [item.prompt.id for item in simulation.queue.trainable(simulation.queue.disk)]
     assert Counter(simulation.journal.used(0, 0)) == Counter(expected)
 
 

@@ -162,11 +162,10 @@ def test_lists_without_signal_are_recorded_and_not_trained(tmp_path):
         await stream.open_iteration(0)
         await stream.offer([make_list(0, 0, (1.0, 1.0)), make_list(0, 1)])
         await stream.close_iteration(0)
-        return await take(stream, 0), await stream.status(), await stream.open_iteration(0)
+        return await take(stream, 0), await stream.open_iteration(0)
 
-    work, status, recorded = asyncio.run(go())
+    work, recorded = asyncio.run(go())
     assert ids(work) == ["p1"]
-    assert status.dropped == {"all rewards equal": 1}
     assert recorded == ("p0", "p1")
 
 
@@ -444,12 +443,11 @@ def test_the_objective_says_whether_one_response_is_enough(tmp_path, objective, 
         await stream.open_iteration(0)
         await stream.offer([make_list(0, 0, (1.0,)), make_list(0, 1, (1.0,)), make_list(0, 2, (0.0, 1.0))])
         await stream.close_iteration(0)
-        return await take(stream, 0), await stream.status()
+        return await take(stream, 0)
 
-    work, status = asyncio.run(go())
+    work = asyncio.run(go())
     assert [len(item.candidates) for item in work.lists] == taken
     assert all(item.candidates[0].reward == 1.0 for item in work.lists)
-    assert status.dropped == ({} if objective == "sft" else {"fewer than two distinct candidates": 2})
 
 
 class Notes:
@@ -584,22 +582,6 @@ def test_it_answers_while_it_reads_the_lists_and_reads_them_once(tmp_path, monke
     assert len(parts) == 3
 
 
-def test_lists_that_are_dropped_count_once_however_often_they_are_read(tmp_path):
-    async def go():
-        stream = ListStream(make_config(), str(tmp_path / "lists"))
-        await stream.restore(Journal())
-        await stream.open_iteration(0)
-        await stream.offer([make_list(0, 0, (1.0,)), make_list(0, 1)])
-        counts = [(await stream.status()).dropped]
-        await stream.open_iteration(0)  # Ray repeats a call
-        counts.append((await stream.status()).dropped)
-        await stream.restore(Journal())
-        counts.append((await stream.status()).dropped)
-        return counts
-
-    assert asyncio.run(go()) == [{"fewer than two distinct candidates": 1}] * 3
-
-
 def test_a_trainer_that_waits_for_its_turn_is_not_silent(tmp_path):
     async def go():
         stream = ListStream(make_config(), str(tmp_path / "lists"))
@@ -610,3 +592,38 @@ def test_a_trainer_that_waits_for_its_turn_is_not_silent(tmp_path):
 
     silent, after = asyncio.run(go())
     assert silent >= 0.2 > after
+    with pytest.raises(TrainingError, match="the samplers failed"):
+        asyncio.run(failed(tmp_path))
+
+
+async def failed(folder):
+    stream = ListStream(make_config(), str(folder / "lists"))
+    await stream.fail("the samplers failed")
+    await stream.waits_for_turn()
+
+
+def test_a_limited_wait_ends_in_time_while_the_stream_reads(tmp_path, monkeypatch):
+    """Its lock is held meanwhile: the conductor asks again, as often as it takes."""
+
+    def slowly(part):
+        time.sleep(0.8)
+        return read_lists(part)
+
+    async def go():
+        config, folder = make_config(), str(tmp_path / "lists")
+        await ListStream(config, folder).offer([make_list(0, 0)])
+        stream = ListStream(config, folder)
+        monkeypatch.setattr("actors.list_queue.read_lists", slowly)
+        before = asyncio.create_task(stream.wait_trained(0, 0.2))
+        reading = asyncio.create_task(stream.open_iteration(0))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        assert not await stream.wait_trained(0, 0.2)
+        assert not await before
+        assert time.monotonic() - started < 0.5
+        assert not reading.done()
+        await reading
+        await stream.trained(0)
+        assert await stream.wait_trained(0, 5.0)
+
+    asyncio.run(go())

@@ -53,7 +53,7 @@ def test_it_names_what_stands_still_and_since_when_and_again_when_that_time_has_
 
 def run_of(pending=(), ranking=(), statuses=("ready",), done=False, **said):
     """The parts of a run, by name, that have something to do."""
-    quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "dropped": {}, "alarms": ()}
+    quiet = {"waiting": 0, "producer_wait_seconds": 0.0, "consumer_wait_seconds": 0.0, "alarms": ()}
     state = {"trained_iterations": 0, "trainer_started": True, "trainer_silent_s": 0.0, "error": None, "failures": ()}
     status = StreamStatus(**{**quiet, **state, "reports": (), "vitals": Vitals(1, 0), **said})
     members = [SimpleNamespace(name=f"sampler-{n}", status=s, version=3) for n, s in enumerate(statuses)]

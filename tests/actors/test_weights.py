@@ -187,6 +187,30 @@ def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
         Store(keep=2, memo=notes)
 
 
+def test_a_store_that_dies_again_while_it_takes_up_its_weights_forgets_none(tmp_path):
+    class Store(WeightStore):
+        left = 9
+
+        def put_bucket(self, data, known=None):
+            type(self).left -= 1
+            if self.left < 0:
+                raise MemoryError("killed")
+            return len(data)
+
+    facts = {}
+    notes = SimpleNamespace(read=lambda: json.loads(json.dumps(facts)), write=facts.update)
+    first = Store(keep=2, memo=notes)
+    folders = {version: str(publish(tmp_path / f"policy-{version}", version)) for version in (5, 6)}
+    for version, folder in folders.items():
+        first.publish_folder(version, folder)
+    held = len(first.buckets(5))
+    Store.left = held  # one version, and no more
+    with pytest.raises(MemoryError):
+        Store(keep=2, memo=notes)
+    Store.left = 9
+    assert Store(keep=2, memo=notes).newest() == 6
+
+
 @pytest.mark.slow
 def test_a_real_store_that_is_killed_gives_the_same_weights_again(tmp_path, local_ray):
     from actors.placement import kill, place_store
