@@ -17,6 +17,7 @@ from larpo.reward_training_config import RewardTraining
 LIMIT_S = 10.0
 BUNDLED_MODELS = (*BUNDLED_POLICIES, *BUNDLED_BASES)
 BUNDLED_DATA = (*BUNDLED_SETS, CONSTRUCTED)
+MODEL_KINDS = ("sequence_classification", "pairwise", "vllm")  # of rewards
 
 
 def hub_items(config: Config | RewardTraining) -> list[tuple[str, str, str]]:
@@ -26,8 +27,8 @@ def hub_items(config: Config | RewardTraining) -> list[tuple[str, str, str]]:
     elif config.preferences.source is not None:
         models, data = [("policy.model", config.policy.model)], ("preferences.source", config.preferences.source)
     else:
-        kinds = ("sequence_classification", "pairwise", "vllm")
-        rewards = [(f"reward ({part.kind})", part.source) for part in config.reward.sections() if part.kind in kinds]
+        parts = [part for part in config.reward.sections() if part.kind in MODEL_KINDS]
+        rewards = [(f"reward ({part.kind})", part.source) for part in parts]
         models, data = [("policy.model", config.policy.model), *rewards], ("prompts.source", config.prompts.source)
     found = [(knob, "model", name) for knob, name in models if name not in BUNDLED_MODELS and is_hub_id(name)]
     knob, source = data

@@ -83,11 +83,16 @@ def _public(version: str) -> str:
 
 
 def check_memory(
-    reports: Sequence[NodeReport], needed: Mapping[str, tuple[int, float]], *, on_gpus: bool
+    reports: Sequence[NodeReport],
+    needed: Mapping[str, tuple[int, float]],
+    *,
+    on_gpus: bool,
+    more_may_come: bool = False,
 ) -> list[Line]:
     """`needed`: {actor: (how many, bytes of each)}, of the actors that are on GPUs, or those that are not.
 
-    What is needed is an estimate, so that only what is there in all, used or not, makes it a failure.
+    What is needed is an estimate, so that only what is there in all, used or not, makes it a failure; and not even that
+    where an autoscaler may bring more nodes.
     """
     kind, advice = "memory", "Lower what the recipe asks for (samplers.cpu_kv_cache_gib, training.chunk_tokens, LoRA)"
     wanted = sum(count * size for count, size in needed.values())
@@ -104,6 +109,8 @@ def check_memory(
         return [warn(kind, f"no GPU is there yet; {told} will be needed", "The autoscaler has to bring some")]
     if wanted > sum(rooms) or largest > max(rooms):
         text = f"{told} needed by estimate, {_gib(sum(rooms))} there in all, {_gib(max(rooms))} at most in one place"
+        if more_may_come:
+            return [warn(kind, text, "The autoscaler has to bring more")]
         return [fail(kind, text, f"{advice}, raise training.zero_stage, or use more or larger nodes")]
     if wanted > free:
         text = f"{told} needed by estimate, {_gib(free)} of {_gib(sum(rooms))} free"
@@ -133,24 +140,24 @@ def check_run_disk(free: int, wanted: float, where: str) -> list[Line]:
     return [ok("run folder", told)]
 
 
-def check_shared_memory(reports: Sequence[NodeReport], stores: Mapping[str, float], weights: float) -> list[Line]:
-    """`stores`: object store of each node by its name; `weights`: bytes of one weight version, 0 when not known."""
+def check_shared_memory(reports: Sequence[NodeReport], store: float, weights: float) -> list[Line]:
+    """`store`: of the driver's node, where weights lie; `weights`: bytes of one version, 0 when not known."""
     lines = []
     for report in reports:
         told = f"{_gib(report.shm_free)} of {_gib(report.shm)} of /dev/shm free on {report.node}"
         if report.shm_free < max(weights, LITTLE_SHM):
             advice = "Give the container more (--shm-size), weights are handed to an engine through it"
             lines.append(fail("shared memory", told, advice))
-    store = sum(stores.values())
-    if stores and store < weights:
-        text = f"object stores hold {_gib(store)}, one weight version has {_gib(weights)}"
-        lines.append(fail("object store", text, "Start Ray with a larger --object-store-memory"))
-    elif stores and store < 2 * weights:
-        text = f"object stores hold {_gib(store)}, less than two weight versions of {_gib(weights)}"
-        lines.append(warn("object store", text, "Ray will spill to disk; start it with a larger --object-store-memory"))
+    held, advice = f"the driver's node holds {_gib(store)} of objects", "--object-store-memory"
+    if store < weights:
+        text = f"{held}, one weight version has {_gib(weights)}"
+        lines.append(fail("object store", text, f"Start Ray there with a larger {advice}"))
+    elif store < 2 * weights:
+        text = f"{held}, less than two weight versions of {_gib(weights)}"
+        lines.append(warn("object store", text, f"Ray will spill to disk; start it there with a larger {advice}"))
     least = min(report.shm_free for report in reports)
     return lines or [
-        ok("shared memory", f"/dev/shm has {_gib(least)} free or more, object stores {_gib(store)} in all")
+        ok("shared memory", f"/dev/shm has {_gib(least)} free or more, the driver's object store {_gib(store)}")
     ]
 
 

@@ -97,10 +97,11 @@ def _judged(reports: Sequence[NodeReport], plan: Plan | None, question: Question
     lines = checks.check_versions(reports, needed)
     if plan is not None and sizes is not None:
         for on_gpus in (True, False):
-            lines += checks.check_memory(reports, actor_sizes(plan, on_gpus=on_gpus), on_gpus=on_gpus)
+            needs, more = actor_sizes(plan, on_gpus=on_gpus), has_autoscaler()
+            lines += checks.check_memory(reports, needs, on_gpus=on_gpus, more_may_come=more)
     lines += checks.check_disk(reports)
     weights = plan.weights if plan else 0.0
-    lines += checks.check_shared_memory(reports, _stores(), weights)
+    lines += checks.check_shared_memory(reports, _own_store(), weights)
     if question.storage:
         lines += checks.check_storage(reports, question.storage)
         lines += checks.check_folders(reports)
@@ -185,9 +186,12 @@ def _reached(probes: Mapping[str, Any], limit_s: float) -> tuple[dict[str, str],
     return {name: ray.get(tried, timeout=limit_s) for name, tried in tries.items()}, first
 
 
-def _stores() -> dict[str, float]:
-    """Object store of each node in bytes."""
-    return {node.name: node.resources.get("object_store_memory", 0.0) for node in all_nodes()}
+def _own_store() -> float:
+    """Object store of the driver's node in bytes: the weight store is there."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return sum(node.resources.get("object_store_memory", 0.0) for node in all_nodes() if node.name == own)
 
 
 def has_token() -> bool:
@@ -214,9 +218,8 @@ def _write_question(location: str, plan: Plan) -> Question | Line:
     except Exception as error:  # whatever the file system raises
         advice = "Give another run.output_dir, or the credentials that it needs"
         return fail("storage", f"{where}: cannot be written from here ({type(error).__name__}: {error})", advice)
-    given = plan.model
-    folders = (str(Path(given).expanduser().resolve()),) if Path(given).expanduser().is_dir() else ()
-    return Question(where, file, content, folders)
+    given = [Path(name).expanduser() for name in plan.models]
+    return Question(where, file, content, tuple(str(folder.resolve()) for folder in given if folder.is_dir()))
 
 
 def _forget(question: Question) -> None:

@@ -19,7 +19,6 @@ from larpo.prompts import drop_long, load_prompts
 from larpo.recipe import config_to_yaml, load_config, recipe_name
 from larpo.records import list_parts, read_lists
 from larpo.rewards import check_reward
-from larpo.safety_checks import code_notes
 from larpo.types import CandidateList, Prompt, stable_hash
 
 
@@ -126,7 +125,7 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
     if not heldout:
         raise ConfigError("prompts.heldout_count = 0: an evaluation needs held-out prompts; hold some out")
     opened = [_opened(config, heldout, name, model) for name, model in models]
-    limit, notes = config.prompts.max_prompt_tokens, list(code_notes(config))
+    limit, notes = config.prompts.max_prompt_tokens, []
 
     def longest(prompt: Prompt) -> tuple[int, ...]:
         return max((model.token_ids[prompt.id] for model in opened), key=len)

@@ -69,9 +69,12 @@ class Flow:
         spans = self._recent(status, now - seconds, now)
         shares = busy_shares(spans, seconds)
         rates = self._rates(now)
-        told, self._gone = {member.name: member for member in (*self._gone, *members)}, []
-        for member in told.values():
+        for member in members:
             self._tell_sampler(member, rates.get(member.name, {}), shares.get(member.name, 0.0))
+        here = {member.name for member in members}
+        for member in {member.name: member for member in self._gone if member.name not in here}.values():
+            self._tell_sampler(member, {}, 0.0)  # or its last rates would stand for ever
+        self._gone = []
         numbers = {
             **self._stream(status),
             **self._progress.place(),

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors import placement
-from actors.access import check_access, hub_items
+from actors.access import MODEL_KINDS, check_access, hub_items
 from actors.capacity import Bundle
-from actors.checks import Line, fail, ok
+from actors.checks import Line, fail, ok, warn
 from actors.plan import Estimates, estimate
 from actors.preparation import PreparedRun, new_run, prepare
 from larpo.config import Config
 from larpo.errors import ConfigError, LarpoError
 from larpo.reward_training_config import RewardTraining
+from larpo.safety_checks import code_notes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Plan:
         return self.config.policy.model if isinstance(self.config, Config) else self.config.base.model
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Id or folder of every model that actors load."""
+        rewards = self.config.reward.sections() if isinstance(self.config, Config) and self.samples else ()
+        return (self.model, *(part.source for part in rewards if part.kind in MODEL_KINDS))
+
+    @property
     def weights(self) -> float:
         """Bytes of one weight version; 0 when not known."""
         if self.sizes is None or not isinstance(self.config, Config):
@@ -48,13 +55,21 @@ class Plan:
 
 
 def actor_sizes(plan: Plan, *, on_gpus: bool) -> dict[str, tuple[int, float]]:
-    """{actor: (how many, bytes of each)} of the actors that are on GPUs, or of the others."""
+    """{actor: (how many, bytes of each)} of the actors that are on GPUs, or of the others.
+
+    Of an engine that spans several GPUs, each counts for its part; of those that take turns on one, the larger.
+    """
     config, sizes = plan.config, plan.sizes
     if sizes is None:
         return {}
     found = {"trainer worker": (_workers(config), sizes.trainer, config.training.resources_per_worker)}
     if isinstance(config, Config) and plan.samples:
-        found["sampler"] = (config.samplers.least, sizes.sampler, config.samplers.resources)
+        samplers, span = config.samplers, config.samplers.tensor_parallel_size
+        name = "sampler" if span == 1 else "GPU of a sampler"
+        found[name] = (samplers.least * span, sizes.sampler / span, samplers.resources)
+        if samplers.sleep and on_gpus:
+            larger = max(found, key=lambda each: found[each][1])
+            found = {f"{larger}, by turns": found[larger]}
     return {name: (count, size) for name, (count, size, asked) in found.items() if (asked.get("GPU", 0) > 0) == on_gpus}
 
 
@@ -69,7 +84,8 @@ def examine_recipe(recipe: str, overrides: Sequence[str]) -> tuple[Plan | None, 
         config, folder = _read(recipe, overrides)
     except LarpoError as error:
         return None, [fail("recipe", str(error), "Nothing of the plan is checked below")]
-    lines = [ok("recipe", f"{recipe}: every knob can be"), *check_access(hub_items(config))]
+    trusted = [warn("trust", note, "Turn it off unless you know that code") for note in code_notes(config)]
+    lines = [ok("recipe", f"{recipe}: every knob can be"), *trusted, *check_access(hub_items(config))]
     if any(line.level == "FAIL" for line in lines):
         return Plan(config, folder), lines
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from actors import placement
 from actors.remote import answer
 from actors.work import Failure
+from larpo.masking import redact
 
 LOG_LINES = 8  # of each of the two log files
 LOOK_S = 10.0  # what a look at another node may take: a report of a death is late enough
@@ -46,9 +47,7 @@ async def obituary(error: BaseException | None, actor: Any = None, memory_bytes:
 
 async def told(said: str, actor_id: str | None, memory_bytes: int = 0) -> str:
     """The same of an actor by Ray's id of it, with what is `said` already of how it ended."""
-    if actor_id is None:
-        return said or _UNSAID
-    remains = await asyncio.to_thread(_remains, actor_id)
+    remains = None if actor_id is None else await _found(actor_id)
     if remains is None:
         return said or _UNSAID
     memory = remains.memory_bytes or memory_bytes
@@ -137,6 +136,14 @@ def _remains(actor_id: str) -> Remains | None:
     return Remains(place.node_id.hex(), place.worker_id.hex(), ended, worker.memory_used_bytes_at_death)
 
 
+async def _found(actor_id: str) -> Remains | None:
+    """None too where Ray does not answer: whoever mourns goes on all the same."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(_remains, actor_id), LOOK_S)
+    except Exception:
+        return None
+
+
 async def _last_lines(remains: Remains) -> Sequence[str] | None:
     """Of what it wrote to its two log files, or why they cannot be had; None when its node does not answer.
 
@@ -144,11 +151,11 @@ async def _last_lines(remains: Remains) -> Sequence[str] | None:
     """
     import ray
 
-    if remains.node == ray.get_runtime_context().get_node_id():
-        return await asyncio.to_thread(read_log, remains.worker)
-    if remains.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
-        return [f"its node {remains.node[:12]} is gone, and its log with it"]
     try:
+        if remains.node == ray.get_runtime_context().get_node_id():
+            return await asyncio.to_thread(read_log, remains.worker)
+        if remains.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            return [f"its node {remains.node[:12]} is gone, and its log with it"]
         return await asyncio.wait_for(answer(placement.on_node(remains.node, read_log, remains.worker)), LOOK_S)
     except TimeoutError:
         return None
@@ -157,7 +164,7 @@ async def _last_lines(remains: Remains) -> Sequence[str] | None:
 
 
 def read_log(worker: str) -> list[str]:
-    """The last lines of a worker's log files, which must be on this node."""
+    """The last lines of a worker's log files, which must be on this node, without the secrets of this node."""
     from ray._private.worker import global_worker
 
     own: Any = global_worker.node
@@ -165,7 +172,7 @@ def read_log(worker: str) -> list[str]:
     for suffix, name in (("err", "stderr"), ("out", "stdout")):
         for path in sorted(folder.glob(f"worker-{worker}-*.{suffix}")):
             written = [line for line in _tail(path).splitlines() if line.strip() and not line.startswith(_HEADER)]
-            lines += [f"{name}: {line[:300]}" for line in written[-LOG_LINES:]]
+            lines += [f"{name}: {redact(line)[:300]}" for line in written[-LOG_LINES:]]
     return lines or ["its log is empty"]
 
 

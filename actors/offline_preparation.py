@@ -15,7 +15,6 @@ from larpo.given_lists import Encoder, GivenList, check_some
 from larpo.objective_table import get_spec
 from larpo.policy import open_policy, prepare_policy
 from larpo.preferences import load_preferences
-from larpo.safety_checks import code_notes
 from larpo.types import stable_hash
 
 
@@ -63,7 +62,7 @@ def prepare_offline(config: Config, folder: Path, *, resumed: bool) -> OfflineRu
         heldout=tuple(item.preference.prompt for item in heldout),
         token_ids=prompts,
         stop_token_ids=stop_token_ids(tokenizer, generation),
-        notes=(*code_notes(config), *sets.notes, *policy.notes, *notes),
+        notes=(*sets.notes, *policy.notes, *notes),
         too_long=too_long,
         has_chat_template=tokenizer.chat_template is not None,
         adapter_size=lora_size(config, policy),

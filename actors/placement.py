@@ -59,11 +59,14 @@ def start_ray(config: Config | RewardTraining, namespace: str, phases: Sequence[
 def connect(namespace: str) -> str:
     """Join or start Ray, as `start_ray`, without a look at the room there; returns the dashboard's address."""
     import ray
+    from ray._private import ray_constants
 
     common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False}
     common["runtime_env"] = {"env_vars": worker_environment(os.environ)}
     if os.environ.get("RAY_ADDRESS"):
         return ray.init(address="auto", **common).dashboard_url or ""
+    # Ray has a switch for machines that are no cluster, which it sets on other systems: every port is on loopback then.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         context = ray.init(
             address="local",
@@ -221,7 +224,7 @@ def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
 def place_turns() -> Any:
     import ray
 
-    return ray.remote(Turns).options(num_cpus=0, max_concurrency=100).remote()
+    return ray.remote(Turns).options(num_cpus=0, max_concurrency=100, name=actor_name("turns")).remote()
 
 
 def place_desk(lists: Mapping[str, Any]) -> Any:

@@ -26,7 +26,6 @@ from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.reward_training_config import RewardTraining
 from larpo.rewards import check_reward
-from larpo.safety_checks import code_notes
 from larpo.storage import is_uri, joined, parted
 from larpo.types import Prompt, stable_hash
 
@@ -193,7 +192,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     train, long_train = drop_long(sets.train, encode, limit)
     heldout, long_heldout = drop_long(sets.heldout, encode, limit)
     too_long = len(long_train) + len(long_heldout)
-    notes = [*code_notes(config), *sets.notes, *policy.notes]
+    notes = [*sets.notes, *policy.notes]
     if too_long:
         notes.append(f"{too_long} prompts are longer than {limit} tokens (prompts.max_prompt_tokens) and left out")
     _check_counts(config, len(train), len(long_train))

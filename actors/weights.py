@@ -21,6 +21,7 @@ from actors.memo import Memo
 from actors.titles import show_title
 from actors.vitals import Vitals, vitals
 from larpo.errors import CheckpointError
+from larpo.storage import inside
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,7 @@ def read_buckets(folder: Path) -> Iterator[Any]:
 def _read_bucket(folder: Path, entry: Mapping[str, str]) -> Any:
     import numpy
 
-    data = numpy.fromfile(folder / entry["name"], dtype=numpy.uint8)
+    data = numpy.fromfile(folder / inside(entry["name"]), dtype=numpy.uint8)
     if checksum(data) != entry["checksum"]:
         raise CheckpointError(f"{folder / entry['name']} is damaged: its SHA-256 is not the recorded one")
     return data

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from larpo.config import Run, Timeouts
 from larpo.errors import StorageError
 from larpo.policy import cache_folder
-from larpo.storage import Storage, check_location, is_uri, joined
+from larpo.storage import Storage, check_location, inside, is_uri, joined
 
 MANIFEST, STATE = "manifest.json", "state.json"  # of a checkpoint or a policy: the checksums of its files; its journal
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds checkpoints, policies and snapshots
@@ -205,8 +205,7 @@ def folders_with_manifest(names: Iterable[str]) -> set[str]:
 
 
 def manifest_files(folder: Path) -> list[str]:
-    """The files that the manifest of a checkpoint or a policy names."""
+    """The files that the manifest of a checkpoint or a policy names; StorageError for one outside the folder."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    return [entry if isinstance(entry, str) else entry["name"] for entry in manifest["files"]] + [
-        *manifest.get("beside", {})
-    ]
+    names = [entry if isinstance(entry, str) else entry["name"] for entry in manifest["files"]]
+    return [inside(name) for name in (*names, *manifest.get("beside", {}))]

@@ -72,6 +72,14 @@ def check_location(location: str) -> str:
     return location
 
 
+def inside(name: str) -> str:
+    """A name from a bucket or a manifest as it is; StorageError for one that leads out of its folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise StorageError(f"{name!r} names a file outside its folder: no run of ours wrote it; remove it")
+    return name
+
+
 def _listed() -> str:
     return ", ".join(f"{scheme}://" for scheme in SCHEMES)
 
@@ -145,7 +153,8 @@ class Storage:
             chosen = pyarrow.fs.FileSelector(_path(root, below), recursive=True, allow_not_found=True)
             found = {info.path: info.size for info in files.get_file_info(chosen) if info.is_file}
             start = len(root.rstrip("/")) + 1
-            return {path[start:]: size for path, size in sorted(found.items()) if not path.endswith(".partial")}
+            whole = {path[start:]: size for path, size in sorted(found.items()) if not path.endswith(".partial")}
+            return {inside(name): size for name, size in whole.items()}
 
         return self._tried("listed", below, call)
 

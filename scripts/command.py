@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
 from larpo.masking import redact
+from larpo.safety_checks import code_notes
 
 if TYPE_CHECKING:
     from actors.results import Results
     from larpo.config import Config
     from larpo.home import Home
+    from larpo.knobs import Section
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     else:
         config, folder = new_run(options.recipe, options.overrides)
     command.check(config)
+    tell_code(config)
     if options.resume is not None and not options.dry_run:
         from actors.results import finished
         from larpo.home import home_of
@@ -107,6 +110,12 @@ def _run(command: Command, options: argparse.Namespace) -> int:
             print(f"go on with: python -m scripts.{command.name} --resume {run.home.location}", file=sys.stderr)
         raise
     return _tell(results, run.home)
+
+
+def tell_code(config: Section) -> None:
+    """Print whose code will be run, before it is."""
+    for note in code_notes(config):
+        print(f"note: {note}", flush=True)
 
 
 def _tell(results: Results, home: Home) -> int:

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from larpo.masking import redact
 from scripts.command import exit_code
 
 
@@ -29,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         from actors.doctor import examine
 
-        good = examine(options.recipe, options.overrides, lambda line: print(line, flush=True), limit_s=options.timeout)
+        def say(line: object) -> None:
+            print(redact(str(line)), flush=True)
+
+        good = examine(options.recipe, options.overrides, say, limit_s=options.timeout)
         print("a run could succeed" if good else "a run could not succeed: see the lines with FAIL", flush=True)
         return 0 if good else 1
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from larpo.errors import ConfigError
-from scripts.command import exit_code
+from scripts.command import exit_code, tell_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +57,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {options.out}: results go to a folder; give one")
     run = None if options.run is None else read_run(options.run, "model")
     config, name, models = chosen(recipe, overrides, run, options.model)
+    tell_code(config)
     evaluation = prepare_evaluation(config, models, Path(options.out or Path("evaluations") / name))
     for note in evaluation.notes:
         _say(note)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from larpo.errors import ConfigError
-from scripts.command import exit_code
+from scripts.command import exit_code, tell_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("no recipe given; try `minilm-reward`, or --resume RUN")
     else:
         config, folder = new_reward_run(options.recipe, options.overrides)
+    tell_code(config)
     run = prepare_reward_run(config, folder, resumed=options.resume is not None)
     if options.dry_run:
         from actors.placement import check_machine

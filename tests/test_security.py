@@ -1,9 +1,15 @@
 """What the code may not do, held over its syntax trees: unpickle, evaluate, listen beyond this machine."""
 
 import ast
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +108,35 @@ def test_nothing_of_ours_listens_beyond_this_machine_by_default():
         for name, call in calls(code):
             if name == "ray.init" and "address='local'" in ast.unparse(call):
                 assert "dashboard_host='127.0.0.1'" in ast.unparse(call), module
+
+
+@pytest.mark.slow
+def test_a_ray_of_ours_listens_on_loopback_alone(tmp_path):
+    """Its dashboard, its agents and the exporter of its metrics; in a process of its own, whose Ray it is."""
+    code = "from actors.placement import connect; connect('test'); print('there', flush=True); input()"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], **streams, env=environment, cwd=ROOT, text=True) as driver:
+        try:
+            assert driver.stdout.readline() == "there\n"
+            time.sleep(10)  # its agents come last
+            heard = listening(driver.pid)
+        finally:
+            driver.stdin.close()
+            driver.wait(60)
+    assert len(heard) > 3
+    assert {address for _, address in heard} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
+
+
+def listening(pid: int) -> set[tuple[str, str]]:
+    """(process name, address) of everything that a process and its children listen on."""
+    found = set()
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((process.name(), connection.laddr.ip))
+    return found
 
 
 def test_a_reward_server_listens_on_loopback():

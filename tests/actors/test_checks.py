@@ -84,6 +84,8 @@ def test_memory_of_gpus_counts_theirs_alone():
     assert levels(checks.check_memory([GOOD, gpus], {"sampler": (1, 90 * GIB)}, on_gpus=True)) == ["FAIL"]
     assert levels(checks.check_memory([GOOD], {"sampler": (1, GIB)}, on_gpus=True)) == ["warn"]  # they may come
     assert checks.check_memory([GOOD], {}, on_gpus=True) == []
+    (line,) = checks.check_memory([gpus], {"sampler": (8, 70 * GIB)}, on_gpus=True, more_may_come=True)
+    assert (line.level, line.advice) == ("warn", "The autoscaler has to bring more")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_the_disk_of_the_run_folder():
     ],
 )
 def test_shared_memory_and_object_store(free, store, weights, expected):
-    assert levels(checks.check_shared_memory([other(shm_free=free)], {"b": store}, weights)) == expected
+    assert levels(checks.check_shared_memory([other(shm_free=free)], store, weights)) == expected
 
 
 def test_storage_that_one_node_does_not_see():

@@ -214,7 +214,8 @@ def test_what_a_sampler_did_before_it_left_is_told_and_its_name_may_be_given_aga
     pool.members.append(Member("sampler-1", None))
     flow.take("sampler-1", stats(5, 400))  # more than the one before had done in all
     tell()
-    told = [record["sampler/tokens"] for record in records.of("sampler") if record["sampler"] == "sampler-1"]
-    assert told == [100, 50, 400]
+    told = [record for record in records.of("sampler") if record["sampler"] == "sampler-1"]
+    assert [record["sampler/tokens"] for record in told] == [100, 50, 400]
+    assert told[1]["sampler/tokens_per_second"] == 0
     assert [record["pool/handed_back"] for record in records.of("flow")] == [0, 4, 0, 0]
     assert [record["pool/pending"] for record in records.of("flow")] == [0, 1, 1, 1]

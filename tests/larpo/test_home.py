@@ -7,8 +7,9 @@ import pytest
 
 from larpo.config import Config
 from larpo.errors import DataError, StorageError
-from larpo.home import Home, home_of, working_folder
+from larpo.home import Home, home_of, manifest_files, working_folder
 from larpo.home_sessions import begin, check_new, fence, join, new_folder, open_run, push_rest, read_run
+from larpo.storage import inside
 
 
 @pytest.fixture
@@ -79,6 +80,17 @@ def test_the_home_is_below_the_output_under_the_runs_name(tmp_path, machine):
     assert (home.location, home.limit_s) == ("s3://b/exp/toy?region=r", 7.0)
     assert home.place("model") == "s3://b/exp/toy/model?region=r"
     assert home.on_this_node().folder == tmp_path / "a" / "runs" / "s3" / "b" / "exp" / "toy"
+
+
+@pytest.mark.parametrize("name", ["../../.bashrc", "/etc/passwd", "a/../../b"])
+def test_a_manifest_or_a_bucket_that_names_a_file_outside_is_refused(tmp_path, name):
+    """A copy would be written there."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": ["model.safetensors", {"name": name}]}))
+    with pytest.raises(StorageError, match="names a file outside its folder"):
+        manifest_files(tmp_path)
+    with pytest.raises(StorageError, match="names a file outside its folder"):
+        inside(name)
+    assert inside("global_step/a..b.pt") == "global_step/a..b.pt"
 
 
 def test_a_manifest_is_pushed_after_the_files_that_it_names(uri, monkeypatch):
