@@ -89,13 +89,16 @@ def train_workers(processes: list[psutil.Process] | None = None) -> list[psutil.
     return [process for process in found if command_of(process).startswith(("ray::RayTrainWorker", "ray::trainer-"))]
 
 
-async def kill_one_rank(run_dir: Path, position: int) -> None:
-    """Kills one of the two ranks of a run, below this process, when the checkpoint of that position is there."""
+async def kill_one_rank(run_dir: Path, position: int, doing: str = "") -> None:
+    """Kills one of the two ranks of a run, below this process, when the checkpoint of that position is there.
+
+    `doing` is what their titles then say that they do.
+    """
     while not (run_dir / f"checkpoints/position-{position:08}/manifest.json").exists():
         await asyncio.sleep(0.1)
     ranks: list[psutil.Process] = []
     while len(ranks) < 2:  # Ray's name of a process may stand there for a moment
-        ranks = [process for process in train_workers() if f" of {run_dir.name}: " in command_of(process)]
+        ranks = [process for process in train_workers() if f" of {run_dir.name}: {doing}" in command_of(process)]
         await asyncio.sleep(0.1)
     ranks[1].kill()
 

@@ -43,19 +43,35 @@ KNOBS = (
     "samplers.count=2",
     "samplers.max_restarts=20",
     "samplers.resources={CPU: 0.25}",
-    "sampling.max_new_tokens=30",
+    "sampling.max_new_tokens=90",
     "reward.cache=false",
+    "reward.replicas=2",
     "timeouts.stalled_s=8",
 )
 
 
-def titled(runs: Runs, *begins: str) -> list[psutil.Process]:
+def titled(runs: Runs, *begins: str, says: str = "") -> list[psutil.Process]:
     """Processes of a run whose title begins so: Ray's name of the actor or ours, whichever was set last."""
-    return [process for process in runs.processes() if command_of(process).startswith(begins)]
+    titles = {process: command_of(process) for process in runs.processes()}
+    return [process for process, title in titles.items() if title.startswith(begins) and says in title]
 
 
 def samplers(runs: Runs) -> list[psutil.Process]:
     return titled(runs, "ray::Sampler", "ray::killed/sampler-")
+
+
+def busy_samplers(runs: Runs) -> list[psutil.Process]:
+    return titled(runs, "ray::killed/sampler-", says=": samples ")
+
+
+def engines_at_work(runs: Runs) -> list[psutil.Process]:
+    """Those under samplers that have prompts."""
+    return [
+        child
+        for sampler in busy_samplers(runs)
+        for child in sampler.children(recursive=True)
+        if command_of(child).startswith("VLLM::EngineCore")
+    ]
 
 
 def part(title: str, name: str) -> Callable[[Runs], list[psutil.Process]]:
@@ -75,14 +91,16 @@ class Kill:
 
 
 KILLS = [
-    Kill("the reward actor, within a batch", part("RewardActor", "reward-0"), "reward-0"),
+    Kill(
+        "a reward actor, within a batch",
+        lambda runs: titled(runs, "ray::killed/reward-", says=": ranks ")[:1],
+        "reward-",
+    ),
     Kill("a trainer worker", lambda runs: train_workers(runs.processes())[:1], "trainer-0", feeds="step"),
     Kill("the stream's actor", part("ListStream", "stream"), "stream", feeds="step"),
     Kill("the weight store", part("WeightStore", "weights"), "store"),
-    Kill(
-        "an engine under its sampler", lambda runs: titled(runs, "VLLM::EngineCore")[:1], "sampler-", "EngineDeadError"
-    ),
-    Kill("a sampler", lambda runs: samplers(runs)[-1:], "sampler-"),
+    Kill("an engine that generates", lambda runs: engines_at_work(runs)[:1], "sampler-", "EngineDeadError"),
+    Kill("a sampler that generates", lambda runs: busy_samplers(runs)[-1:], "sampler-"),
     Kill("every sampler at once", samplers, "sampler-", count=4),
 ]
 
@@ -100,9 +118,10 @@ class KilledRun:
         assert driver.wait(LIMIT_S) == 0, runs.log()
 
     def strike(self, driver, kill: Kill) -> None:
-        self.runs.until(lambda: kill.victims(self.runs), driver)
+        victims: list[psutil.Process] = []
+        self.runs.until(lambda: victims.extend(kill.victims(self.runs)) or victims, driver)
         self.at[kill.kind] = time.time()
-        for victim in kill.victims(self.runs):
+        for victim in victims:
             victim.send_signal(signal.SIGKILL)
         self.runs.until(lambda: self.told(kill), driver)
         self.after(driver, kill.feeds, self.told(kill)[0]["time"], kill.count)
@@ -139,6 +158,12 @@ def test_a_part_that_is_killed_is_told_of_and_costs_time_alone(killed, kill):
     assert kill.says in first[0]
     assert "ActorDiedError" not in first[0]
     assert first[1:], "its log's last lines are missing"
+
+
+@pytest.mark.parametrize("kind", ["an engine that generates", "a sampler that generates"])
+def test_what_was_being_generated_went_back_to_the_queue(killed, kind):
+    flow = [record for record in killed.runs.records("flow") if record["time"] > killed.at[kind]]
+    assert next(record["pool/requeued"] for record in flow if record["pool/requeued"]) > 0
 
 
 def test_the_watchdog_named_what_stood_still_while_no_sampler_lived(killed):

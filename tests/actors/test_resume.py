@@ -44,20 +44,25 @@ def test_a_rank_that_died_waiting_takes_no_list_with_it(trainer_config, make_lis
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_killed_trainer_worker_costs_nothing_but_time(train, trainer_config, make_list, tmp_path, stage):
-    """Ray Train starts the group again; the weights are those of a run in which nobody died."""
-    lists = [make_list(number, (5 + number % 3, 3)) for number in range(9)]
+    """It is within its steps, one after the other: all lists are there. Ray Train starts the group again; the weights
+    are those of a run in which nobody died.
+    """
+    count = 48
+    lists = [make_list(number, (5 + number % 3, 3)) for number in range(count)]
     config = trainer_config(
-        training={"lists_per_step": 3, "workers": 2, "zero_stage": stage, "prompts_per_iteration": 9, "epochs": 2},
-        checkpoints={"every_steps": 2},
+        training={"lists_per_step": 3, "workers": 2, "zero_stage": stage, "prompts_per_iteration": count, "epochs": 2},
+        checkpoints={"every_steps": 4},
+        stream={"capacity": count},
     )
-    calm = train(config, tmp_path / "calm", [[lists[:6], lists[6:]]])
+    calm = train(config, tmp_path / "calm", [[lists]])
 
     async def kill_one():
-        await kill_one_rank(tmp_path / "killed", 2)
+        await kill_one_rank(tmp_path / "killed", 4, doing="trains")
+        assert not list((tmp_path / "killed/checkpoints").glob(f"position-{count // 3:08}*")), "the epoch was over"
 
-    killed = train(config, tmp_path / "killed", [[lists[:6], kill_one, lists[6:]]], fresh=True)
+    killed = train(config, tmp_path / "killed", [[lists, kill_one]], fresh=True)
     assert {key: sorted(ids) for key, ids in killed.consumed.items()} == {
-        key: [f"p{n}" for n in range(9)] for key in ("0/0", "0/1")
+        key: sorted(f"p{n}" for n in range(count)) for key in ("0/0", "0/1")
     }
     assert killed.consumed == calm.consumed
     for name, tensor in calm.policy(1).items():
