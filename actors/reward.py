@@ -46,6 +46,9 @@ class RewardActor:
         at_work = f"ranks {self._ranking} lists" if self._ranking else "idle"
         return f"{at_work}, {self._lists} lists so far, {self._failures} responses failed"
 
+    async def placed(self) -> None:
+        """Returns when a node has the actor, and its model can be made."""
+
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """Rewards of several prompts' responses, in their order."""
         async with self._turn:

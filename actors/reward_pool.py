@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,7 @@ class RewardPool:
     ) -> None:
         timeouts = config.timeouts
         self._section, self._limit = config.reward, timeouts.reward_s
-        self._shutdown_limit = timeouts.shutdown_s
+        self._shutdown_limit, self._placement_limit = timeouts.shutdown_s, timeouts.placement_s
         has_engine = any(section.kind == "vllm" for section in self._section.sections())
         self._start_limit = ("engine_start_s", timeouts.engine_start_s) if has_engine else ("reward_s", self._limit)
         self._on_failure = on_failure
@@ -67,9 +67,14 @@ class RewardPool:
             self._cache = RewardCache(self._folder / REWARD_CACHE, self.fingerprint, joint=self.joint)
 
     async def _described(self, number: int) -> Described:
-        knob, limit = self._start_limit
+        """When a node has it, perhaps one that the autoscaler brings, and its model is there."""
+        actor = self.actors[number]
+        await self._begun(number, actor.placed.remote(), "placement_s", self._placement_limit)
+        return await self._begun(number, actor.describe.remote(), *self._start_limit)
+
+    async def _begun(self, number: int, reply: Awaitable[T], knob: str, limit: float) -> T:
         try:
-            return await asyncio.wait_for(answer(self.actors[number].describe.remote()), limit)
+            return await asyncio.wait_for(answer(reply), limit)
         except LarpoError:
             raise
         except Exception as error:

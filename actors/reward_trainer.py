@@ -66,7 +66,8 @@ def reward_loop(settings: dict[str, Any]) -> None:
     try:
         RewardRank(spec).run()
     except LarpoError as error:  # starting again would meet it again: tell the driver instead
-        ray.get(spec.desk.fail.remote(f"{type(error).__name__}: {error}"), timeout=60)
+        message = f"{type(error).__name__}: {error}"
+        ray.get(spec.desk.fail.remote(message), timeout=spec.config.timeouts.answer_s)
 
 
 class RewardRank:

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TextIO
 import larpo
 from actors.console import RunState, make_console
 from actors.telemetry_sinks import RaySink, WandbSink
-from larpo.config import Run
+from larpo.config import Run, Timeouts
 from larpo.config import Telemetry as TelemetrySection
 from larpo.errors import DataError, LarpoError
 from larpo.events import check_event, failure_kind
@@ -41,6 +41,9 @@ class Told(Protocol):
 
     @property
     def telemetry(self) -> TelemetrySection: ...
+
+    @property
+    def timeouts(self) -> Timeouts: ...
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 

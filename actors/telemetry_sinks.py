@@ -19,9 +19,6 @@ from larpo.metrics import METRICS
 if TYPE_CHECKING:
     from actors.telemetry import Told
 
-_WANDB_START_S = 60.0
-_WANDB_FINISH_S = 90.0
-
 
 def wandb_mode(env: Mapping[str, str], home: Path) -> str:
     """WANDB_MODE where it is set; else `online` with a key or a netrc login, `offline` without."""
@@ -50,7 +47,9 @@ def within(seconds: float, what: str, call: Callable[[], Any]) -> Any:
     if "error" in box:
         raise box["error"]
     if "result" not in box:
-        raise PhaseTimeout(f"{what} took longer than {seconds:g} s; set telemetry.wandb=false to run without it")
+        raise PhaseTimeout(
+            f"{what} took longer than {seconds:g} s (timeouts.wandb_s); set telemetry.wandb=false to run without it"
+        )
     return box["result"]
 
 
@@ -58,18 +57,18 @@ class WandbSink:
     """A wandb run in `run_dir/wandb`, under the same id after a resume."""
 
     def __init__(self, config: Told, run_dir: Path) -> None:
-        self.mode = wandb_mode(os.environ, Path.home())
+        self.mode, self._limit = wandb_mode(os.environ, Path.home()), config.timeouts.wandb_s
         self._run = None
         if self.mode != "disabled":
-            self._run = within(_WANDB_START_S, "wandb.init", lambda: self._start(config, run_dir))
+            self._run = within(self._limit, "wandb.init", lambda: self._start(config, run_dir))
 
     def _start(self, config: Told, run_dir: Path) -> Any:
         import wandb
 
         settings = wandb.Settings(
-            init_timeout=_WANDB_START_S / 2,
-            finish_timeout=_WANDB_FINISH_S / 2,
-            x_service_wait=_WANDB_START_S / 2,
+            init_timeout=self._limit / 2,
+            finish_timeout=self._limit / 2,
+            x_service_wait=self._limit / 2,
             console="off",  # the live view owns the terminal
             silent=True,
             save_code=False,
@@ -106,12 +105,12 @@ class WandbSink:
         if rows:
             shown["report/sample_lists"] = wandb.Table(columns=list(header), data=redact_all(rows))
         run = self._run
-        within(_WANDB_FINISH_S, "wandb.log of the report", lambda: run.log(shown, step=index))
+        within(self._limit, "wandb.log of the report", lambda: run.log(shown, step=index))
 
     def close(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            within(_WANDB_FINISH_S, "wandb.finish", run.finish)
+            within(self._limit, "wandb.finish", run.finish)
 
 
 def _wandb_id(path: Path) -> str:

@@ -279,6 +279,7 @@ class Timeouts(Section):
     stalled_s: Seconds = 300.0  # nothing at all moves: an alarm names what stands still; the limits above end a run
     answer_s: Seconds = 120.0  # an actor's answer that costs it no work: its state, a message taken
     shutdown_s: Seconds = 15.0  # engines and reward models, when a run ends
+    wandb_s: Seconds = 90.0  # its start, and what it uploads when a run ends
     storage_s: Seconds = 300.0  # with a URI in run.output_dir: one file to or from there, tried again until then
     stop_s: Seconds = 20.0  # after Ctrl-C or SIGTERM: what is left for the step in progress and a checkpoint of it
 

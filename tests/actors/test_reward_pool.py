@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+import ray.exceptions  # noqa: F401  # the pool takes it at its first answer, within the limits below
 
 from actors import placement
 from actors.reward import Described
@@ -17,8 +18,9 @@ from larpo.types import Prompt
 class Double:
     """A reward actor that takes `seconds` a batch, or raises."""
 
-    def __init__(self, fingerprint="f", seconds=0.0, error=None, joint=False):
+    def __init__(self, fingerprint="f", seconds=0.0, error=None, joint=False, placed_s=0.0):
         self.batches, self.killed, self.at_work = [], False, 0
+        self.placed = SimpleNamespace(remote=lambda: asyncio.sleep(placed_s))
         self.describe = SimpleNamespace(remote=lambda: self._describe(fingerprint, joint))
         self.rank = SimpleNamespace(remote=lambda requests: self._rank(requests, seconds, error))
 
@@ -45,13 +47,26 @@ def make_pool(monkeypatch):
         monkeypatch.setattr(placement, "place_reward", lambda section, name: left.pop(0))
         monkeypatch.setattr(placement, "kill", lambda actor: setattr(actor, "killed", True))
         config = Config.model_validate(
-            {"reward": {"replicas": replicas, "cache": False}, "timeouts": {"reward_s": limit}}
+            {
+                "reward": {"replicas": replicas, "cache": False},
+                "timeouts": {"reward_s": limit, "placement_s": 1.0},
+            }
         )
         failures = []
         pool = RewardPool(config, lambda name, reason: failures.append((name, reason)))
         return pool, failures
 
     return make
+
+
+def test_a_node_that_has_to_come_first_is_waited_for_by_its_own_limit(make_pool):
+    async def go(placed_s):
+        pool, _ = make_pool(Double(placed_s=placed_s), limit=0.1)
+        await pool.start()
+
+    asyncio.run(go(0.3))
+    with pytest.raises(RewardError, match=r"reward-0 could not start: no answer in 1 s \(timeouts.placement_s\)"):
+        asyncio.run(go(5.0))
 
 
 def test_a_batch_is_shared_out_over_the_replicas_in_its_order(make_pool):
