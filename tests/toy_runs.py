@@ -183,6 +183,10 @@ class Runs:
         """Everything alive that this run started."""
         return marked_processes(self.mark)
 
+    def until_gone(self, limit_s: float = 60) -> None:
+        """Until nothing of it is alive."""
+        until(lambda: not self.processes(), limit_s, lambda: f"{self.processes()}")
+
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()[-3000:]
 

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ def place(local_ray):
     """`place(model folder, store)`: a started sampler; all are killed at the end."""
     placed = []
 
-    def start(model, store, dtype="float32", version=0):
+    def start(model, store, dtype="float32", version=0, **options):
         config = Config.model_validate(
             {
                 "weights": {"on_update": "span"},  # requests go on under new weights
@@ -42,7 +43,8 @@ def place(local_ray):
                 },
             }
         )
-        sampler = place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store)
+        chosen = dataclasses.replace(EngineOptions.of(config), **options)
+        sampler = place_sampler(config, chosen, prepare_policy(config.policy), store)
         placed.append(sampler)
         return sampler, local_ray.get(sampler.start.remote(version))
 
@@ -261,6 +263,30 @@ def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt
 
 
 # --- The real policy
+
+
+@pytest.mark.slow
+def test_an_engine_over_two_workers_samples_takes_weights_and_ends_as_one(
+    place, local_ray, prompt_ids, tiny_policy, tmp_path
+):
+    """Tensor parallelism, here on two cores: each worker keeps its part of every bucket."""
+    store = place_store()
+    sampler, _ = place(tiny_policy, store, tensor_parallel_size=2, cpu_cores="0|1")
+    model = load_policy(tiny_policy, dtype="float32")
+    for version in (0, 1):
+        if version:
+            model = other_model(tiny_policy, seed=11)
+            folder = write_policy(tmp_path / "policy-1", 1, model)
+            local_ray.get(store.publish_folder.remote(1, str(folder)))
+            assert local_ray.get(sampler.update.remote(1)) == 1
+        candidates = local_ray.get(sampler.sample.remote(task(prompt_ids, ((1.0, 8),), 48, key=str(version))))
+        worst = differences(model, prompt_ids, candidates).max()
+        print(f"version {version}: worst {worst:.2e} over two workers")
+        assert worst < FLOAT32_BOUND
+    workers = [p for p in psutil.Process().children(recursive=True) if "VLLM::Worker_TP" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    kill(sampler)
+    assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
 @pytest.mark.slow

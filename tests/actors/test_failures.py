@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,6 +182,37 @@ def test_the_run_that_was_hit_so_often_ends_with_every_list_trained_once_an_epoc
     assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["event"] == "done"
     check_exactly_once(run_dir, counts=(24, 24))
     assert not killed.runs.processes()
+
+
+@pytest.fixture
+def own_disk(tmp_path):
+    """The folder of a run's results on a file system of its own."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("a file system of its own needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_is_full_ends_the_run_and_costs_nothing_once_there_is_room(own_disk, runs):
+    """Lists, checkpoints and metrics lie there; what was whole stays whole."""
+    driver = runs.new("stream")
+    runs.until(lambda: len(runs.records("step")) >= 2, driver)
+    filler = own_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    began = time.monotonic()
+    assert driver.wait(LIMIT_S) == 1, runs.log()
+    print(f"the run ended {time.monotonic() - began:.1f} s after the disk was full")
+    said = runs.log()
+    assert "No space left on device" in said
+    assert "resume" in said
+    runs.until_gone()
+    filler.unlink()
+    assert runs.start("--resume", str(runs.run_dir)).wait(LIMIT_S) == 0, runs.log()
+    check_exactly_once(runs.run_dir)
 
 
 def test_a_stream_that_dies_too_often_ends_the_run_with_one_error(local_ray, trainer_config, tmp_path):
