@@ -35,7 +35,9 @@ class House:
         monkeypatch.setattr(
             placement,
             "place_reward",
-            lambda section, name="reward": self._actor(describe=self._describe, rank=self._rank, close=self._zero),
+            lambda section, name="reward": self._actor(
+                placed=self._zero, describe=self._describe, rank=self._rank, close=self._zero
+            ),
         )
         monkeypatch.setattr(
             placement, "place_sampler", lambda config, options, policy, store, name: self._sampler(str(policy.path))

@@ -45,6 +45,7 @@ KNOBS = (
     "samplers.max_restarts=20",
     "samplers.resources={CPU: 0.25}",
     "sampling.max_new_tokens=90",
+    "samplers.max_model_len=192",
     "reward.cache=false",
     "reward.replicas=2",
     "timeouts.stalled_s=8",
