@@ -19,6 +19,7 @@ from larpo.model_folder import save_model_folder
 from larpo.packing import pack_list
 from larpo.policy import load_policy, load_tokenizer, prepare_policy
 from larpo.types import Message, Prompt, VersionSpan
+from tests.toy_runs import command_of
 
 FLOAT32_BOUND = 1e-4  # nats, the worst token
 BF16_MEAN_BOUND, BF16_WORST_BOUND = 0.08, 2.0  # nats, mean and worst token
@@ -283,7 +284,7 @@ def test_an_engine_over_two_workers_samples_takes_weights_and_ends_as_one(
         worst = differences(model, prompt_ids, candidates).max()
         print(f"version {version}: worst {worst:.2e} over two workers")
         assert worst < FLOAT32_BOUND
-    workers = [p for p in psutil.Process().children(recursive=True) if "VLLM::Worker_TP" in " ".join(p.cmdline())]
+    workers = [p for p in psutil.Process().children(recursive=True) if "VLLM::Worker_TP" in command_of(p)]
     assert len(workers) == 2
     kill(sampler)
     assert not psutil.wait_procs(workers, timeout=30)[1]

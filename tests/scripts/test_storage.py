@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server
-from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, records
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, command_of, records
 
 pytestmark = pytest.mark.slow
 PREFIX = "experiments/killed"
@@ -42,7 +42,7 @@ class S3Runs(Runs):
         deadline = time.monotonic() + 60
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert not self.processes(), [process.cmdline() for process in self.processes()]
+        assert not self.processes(), [command_of(process) for process in self.processes()]
 
 
 @pytest.fixture

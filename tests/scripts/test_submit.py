@@ -17,7 +17,16 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.toy_runs import REPOSITORY, check_exactly_once, free_ports, marked_processes, records, until, write_toy
+from tests.toy_runs import (
+    REPOSITORY,
+    check_exactly_once,
+    command_of,
+    free_ports,
+    marked_processes,
+    records,
+    until,
+    write_toy,
+)
 
 pytestmark = pytest.mark.slow
 ROOMS = ("larpo", "actors", "scripts")
@@ -95,7 +104,7 @@ class JobServer:
     def workers(self) -> list[str]:
         """Processes of a run that are alive: engines, actors and trainers."""
         names = ("VLLM", "ray::toy/", "ray::trainer-", "ray::Sampler", "ray::RayTrainWorker", "scripts.align")
-        lines = [" ".join(process.cmdline()) for process in marked_processes(self.mark)]
+        lines = [command_of(process) for process in marked_processes(self.mark)]
         return [line for line in lines if any(name in line for name in names)]
 
     def close(self) -> None:
