@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,9 @@ def exit_code(work: Callable[[], int], interrupted: str = "interrupted") -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(interrupted, file=sys.stderr)
         return 130
+    except Exception:  # a fault of ours, or what Ray raises: where it was, without secrets
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:

@@ -79,6 +79,18 @@ def test_an_error_message_does_not_repeat_a_secret(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: 401 for https://[login]@hub.test with [HF_TOKEN]\n"
 
 
+def test_nor_does_the_traceback_of_an_error_that_nobody_foresaw(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
+
+    def work() -> int:
+        raise RuntimeError(f"401 with {PLANTED['HF_TOKEN']}")
+
+    assert exit_code(work) == 1
+    said = capsys.readouterr().err
+    assert "in work" in said
+    assert said.endswith("RuntimeError: 401 with [HF_TOKEN]\n")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_planted_tokens_are_nowhere_in_what_a_run_writes(tmp_path, tiny_policy, monkeypatch):
