@@ -185,7 +185,7 @@ class Runs:
 
     def until_gone(self, limit_s: float = 60) -> None:
         """Until nothing of it is alive."""
-        until(lambda: not self.processes(), limit_s, lambda: f"{self.processes()}")
+        until(lambda: not self.processes(), limit_s, lambda: "\n".join(map(command_of, self.processes())))
 
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()[-3000:]

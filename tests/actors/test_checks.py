@@ -1,13 +1,15 @@
 """What the doctor makes of what it has seen: each check's line, and what it advises. No Ray."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from actors import checks
 from actors.access import hub_items, judged
 from actors.checks import GIB
-from actors.intended import examine_recipe
+from actors.intended import Plan, actor_sizes, examine_recipe
+from actors.plan import Estimates
 from actors.probe import NodeReport, Question, code_fingerprint, look, try_storage, write_file
 from larpo.config import Config
 from larpo.reward_training_config import load_reward_training
@@ -86,6 +88,30 @@ def test_memory_of_gpus_counts_theirs_alone():
     assert checks.check_memory([GOOD], {}, on_gpus=True) == []
     (line,) = checks.check_memory([gpus], {"sampler": (8, 70 * GIB)}, on_gpus=True, more_may_come=True)
     assert (line.level, line.advice) == ("warn", "The autoscaler has to bring more")
+
+
+@pytest.mark.parametrize(
+    ("samplers", "on_gpus", "expected"),
+    [
+        ({"count": 2}, True, {"trainer worker": (1, 30.0), "sampler": (2, 20.0)}),
+        (
+            {"tensor_parallel_size": 4, "resources": {"GPU": 4}},
+            True,
+            {"trainer worker": (1, 30.0), "GPU of a sampler": (4, 5.0)},
+        ),
+        ({"sleep": True}, True, {"trainer worker, by turns": (1, 30.0)}),
+        ({"count": 2}, False, {}),
+    ],
+)
+def test_what_each_gpu_has_to_hold(samplers, on_gpus, expected):
+    config = Config.model_validate(
+        {
+            "samplers": {"resources": {"GPU": 1}, **samplers},
+            "training": {"resources_per_worker": {"GPU": 1}},
+        }
+    )
+    sizes = Estimates(parameters=1, trained=1, sampler=20.0, trainer=30.0, checkpoint=1.0, disk=1.0)
+    assert actor_sizes(Plan(config, Path(), sizes), on_gpus=on_gpus) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Real runs whose parts are killed one after another: they go on, lose no prompt, and train every list once an epoch.
 
 What a kill costs is the longest pause after it in what the killed part feeds: ranked lists, or steps. Undisturbed, a
-list takes two seconds here and a step eight: a reward that is slow keeps the run at work while its parts die.
+list takes two seconds here, two lists at a time: a reward that is slow keeps the run at work while its parts die.
 docs/failures.md has the table of what each failure costs, and the tests that show the rest of it.
 """
 

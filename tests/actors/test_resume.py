@@ -13,7 +13,7 @@ import pytest
 
 from actors.stream import ListStream
 from actors.work import IterationEnd, Journal
-from tests.toy_runs import Runs, check_exactly_once, command_of, kill_one_rank
+from tests.toy_runs import Runs, check_exactly_once, kill_one_rank
 
 
 def test_a_rank_that_died_waiting_takes_no_list_with_it(trainer_config, make_list, tmp_path):
@@ -103,10 +103,7 @@ def test_a_run_whose_driver_was_killed_resumes_to_its_end(runs, phase, overlap):
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    deadline = time.monotonic() + 60
-    while (left := runs.processes()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left, [command_of(process) for process in left]
+    runs.until_gone()
     assert not runs.records("done")
     base = runs.run_dir / "evaluation" / "iteration-0000.json"
     evaluated = json.loads(base.read_text()) if base.exists() else None

@@ -592,14 +592,16 @@ def test_a_trainer_that_waits_for_its_turn_is_not_silent(tmp_path):
 
     silent, after = asyncio.run(go())
     assert silent >= 0.2 > after
+
+
+def test_a_trainer_that_waits_for_its_turn_hears_that_the_run_failed(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.fail("the samplers failed")
+        await stream.waits_for_turn()
+
     with pytest.raises(TrainingError, match="the samplers failed"):
-        asyncio.run(failed(tmp_path))
-
-
-async def failed(folder):
-    stream = ListStream(make_config(), str(folder / "lists"))
-    await stream.fail("the samplers failed")
-    await stream.waits_for_turn()
+        asyncio.run(go())
 
 
 def test_a_limited_wait_ends_in_time_while_the_stream_reads(tmp_path, monkeypatch):

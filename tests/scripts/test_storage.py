@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server
-from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, command_of, records
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, records
 
 pytestmark = pytest.mark.slow
 PREFIX = "experiments/killed"
@@ -39,10 +39,7 @@ class S3Runs(Runs):
     def kill(self, driver) -> None:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-        deadline = time.monotonic() + 60
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not self.processes(), [command_of(process) for process in self.processes()]
+        self.until_gone()
 
 
 @pytest.fixture
