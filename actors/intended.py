@@ -11,8 +11,8 @@ from actors import placement
 from actors.access import MODEL_KINDS, check_access, hub_items
 from actors.capacity import Bundle
 from actors.checks import Line, fail, ok, warn
-from actors.plan import Estimates, estimate
 from actors.preparation import PreparedRun, new_run, prepare
+from actors.sizes import Estimates, estimate
 from larpo.config import Config
 from larpo.errors import ConfigError, LarpoError
 from larpo.reward_training_config import RewardTraining
@@ -70,6 +70,7 @@ def actor_sizes(plan: Plan, *, on_gpus: bool) -> dict[str, tuple[int, float]]:
         if samplers.sleep and on_gpus:
             larger = max(found, key=lambda each: found[each][1])
             found = {f"{larger}, by turns": found[larger]}
+        found["reward actor"] = (config.reward.replicas, sizes.reward, config.reward.resources)
     return {name: (count, size) for name, (count, size, asked) in found.items() if (asked.get("GPU", 0) > 0) == on_gpus}
 
 

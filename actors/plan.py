@@ -1,88 +1,19 @@
-"""The plan of a run, for `--dry-run`: actors and what they ask for, counts, and estimates of memory and disk."""
+"""The plan of a run in words, for `--dry-run`: actors and what they ask for, counts, and what `sizes` estimates."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from actors.offline_preparation import OfflineRun
 from actors.placement import needed_resources
 from actors.placement_plan import asks, placement_lines
 from actors.preparation import PreparedRun
 from actors.progress import Workload
+from actors.sizes import GIB, Estimates, estimate
 from larpo.comparisons import passes
 from larpo.config import Config
 from larpo.recipe import config_to_yaml
-
-GIB = 2**30
-MOMENTS, COPY = 8, 4  # bytes a parameter: AdamW's two moments, and the float32 copy that ZeRO and bfloat16 need
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Bytes, by rule of thumb: what a person needs to know whether a machine will do."""
-
-    parameters: int
-    trained: int  # all of them, or those of LoRA's adapters
-    sampler: float  # one engine: weights, KV cache, runtime
-    trainer: float  # one rank at its peak, while it saves: weights, reference, gradients, optimizer and copies
-    checkpoint: float
-    disk: float  # the run folder at its fullest
-
-
-def estimate(run: PreparedRun) -> Estimates:
-    config, training = run.config, run.config.training
-    shapes = json.loads((Path(run.policy.path) / "config.json").read_text())
-    parameters = _parameters(Path(run.policy.path), config)
-    size = 2 if config.policy.dtype == "bfloat16" else 4
-    shared = {stage: training.workers if training.stage >= stage else 1 for stage in (1, 2, 3)}
-    trained = run.adapter_size or parameters
-    weights = parameters * size
-    reference = trained * size  # a second model; with LoRA, a second adapter at most
-    models = weights + reference + run.adapter_size * size
-    state = trained * (MOMENTS if training.stage == 0 and size == 4 else MOMENTS + COPY)
-    logits = 3 * training.chunk_tokens * shapes.get("vocab_size", 0) * 4
-    gradients = trained * 4 / shared[2]
-    trainer = models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + GIB
-    checkpoint = trained * size + state
-    kept = config.checkpoints.keep + 1
-    policies = 4 + (config.evaluation.best_metric is not None) + -(-Workload(config).snapshots // training.iterations)
-    return Estimates(
-        parameters=parameters,
-        trained=trained,
-        sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + 1.2 * GIB,
-        trainer=trainer,
-        checkpoint=checkpoint,
-        disk=kept * checkpoint + policies * weights + _list_bytes(run),
-    )
-
-
-def _parameters(folder: Path, config: Config) -> int:
-    """Parameters of the policy, from the headers of its weight files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
-
-
-def _list_bytes(run: PreparedRun) -> float:
-    """Lists on disk: about eight bytes a token, remembered candidates again in every iteration."""
-    config, training, sampling = run.config, run.config.training, run.config.sampling
-    if isinstance(run, OfflineRun):
-        return 8.0 * sum(item.tokens for item in run.given)
-    repeats = {
-        "current": 1.0,
-        "current_and_previous": 2.0,
-        "current_and_all_previous": (training.iterations + 1) / 2,
-    }[config.lists.memory]
-    responses = training.iterations * training.prompts_per_iteration * sampling.k
-    return 8.0 * responses * sampling.max_new_tokens * repeats
 
 
 def describe(run: PreparedRun) -> str:
@@ -97,7 +28,8 @@ def describe(run: PreparedRun) -> str:
         f"  samplers      {_samplers(config)}, about {numbers.sampler / GIB:.1f} GiB each",
         f"  trainer       {training.workers} x {asks(training.resources_per_worker)}, ZeRO stage"
         f" {training.stage}, about {numbers.trainer / GIB:.1f} GiB each",
-        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)}",
+        f"  reward        {config.reward.replicas} x {config.reward.kind} {config.reward.source}{_passes(config)},"
+        f" about {numbers.reward / GIB:.1f} GiB each",
         "  others        list stream, weight store (no CPU reserved)",
         *placement_lines(config),
         *_counts(config),

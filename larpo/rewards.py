@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from larpo.errors import ConfigError
@@ -104,20 +105,29 @@ def check_reward(section: RewardSection) -> None:
         from larpo.callable_reward import CallableReward
 
         CallableReward(section.name).close()
+    reward_folder(section)
+    for part in section.parts:
+        check_reward(part)
+
+
+def reward_folder(section: RewardSection) -> Path | None:
+    """The checked folder of the model that a section names itself, downloaded if it is a hub id; None if it names none.
+
+    Raises ConfigError or DataError for one that cannot be used.
+    """
     if section.kind == "sequence_classification":
         from larpo.classifier_reward import classifier_folder
 
-        classifier_folder(section.classifier)
+        return classifier_folder(section.classifier)
     if section.kind == "pairwise":
         from larpo.pairwise_reward import ranker_folder
 
-        ranker_folder(section.ranker)
+        return ranker_folder(section.ranker)
     if section.kind == "vllm":
         from larpo.classifier_reward import pooling_folder
 
-        pooling_folder(section.pooling)
-    for part in section.parts:
-        check_reward(part)
+        return pooling_folder(section.pooling)
+    return None
 
 
 def finite(value: float, failed_reward: float) -> Reward:

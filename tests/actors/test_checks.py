@@ -9,8 +9,8 @@ from actors import checks
 from actors.access import hub_items, judged
 from actors.checks import GIB
 from actors.intended import Plan, actor_sizes, examine_recipe
-from actors.plan import Estimates
 from actors.probe import NodeReport, Question, code_fingerprint, look, try_storage, write_file
+from actors.sizes import Estimates
 from larpo.config import Config
 from larpo.reward_training_config import load_reward_training
 
@@ -100,7 +100,7 @@ def test_memory_of_gpus_counts_theirs_alone():
             {"trainer worker": (1, 30.0), "GPU of a sampler": (4, 5.0)},
         ),
         ({"sleep": True}, True, {"trainer worker, by turns": (1, 30.0)}),
-        ({"count": 2}, False, {}),
+        ({"count": 2}, False, {"reward actor": (2, 3.0)}),
     ],
 )
 def test_what_each_gpu_has_to_hold(samplers, on_gpus, expected):
@@ -108,9 +108,10 @@ def test_what_each_gpu_has_to_hold(samplers, on_gpus, expected):
         {
             "samplers": {"resources": {"GPU": 1}, **samplers},
             "training": {"resources_per_worker": {"GPU": 1}},
+            "reward": {"replicas": 2},
         }
     )
-    sizes = Estimates(parameters=1, trained=1, sampler=20.0, trainer=30.0, checkpoint=1.0, disk=1.0)
+    sizes = Estimates(parameters=1, trained=1, sampler=20.0, trainer=30.0, reward=3.0, checkpoint=1.0, disk=1.0)
     assert actor_sizes(Plan(config, Path(), sizes), on_gpus=on_gpus) == expected
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from actors.plan import GIB, describe, estimate
+from actors.plan import describe
 from actors.preparation import prepare
 from actors.results import write_model
+from actors.sizes import GIB, estimate
 from actors.trainer import policy_folder
 from actors.weights import PublishedFolder, encode_bucket
 from larpo.config import Config
