@@ -104,12 +104,14 @@ class Monitor:
         timeouts, iterations = self._cast.run.config.timeouts, self._cast.run.config.training.iterations
         if status.trained_iterations >= iterations:
             return
-        name = "step_s" if status.trainer_started else "trainer_start_s"
+        name, what, where = "trainer_start_s", "the start of its group", "what its ranks or nodes wait for"
+        if status.trainer_started:
+            name, what, where = "step_s", "a step", "a hung rank"
         limit = getattr(timeouts, name)
         if status.trainer_silent_s > limit:
             raise PhaseTimeout(
                 f"the trainer has been silent for {status.trainer_silent_s:.0f} s, over timeouts.{name} = {limit:g}:"
-                " raise the limit if a step may take that long, or look for a hung rank in Ray's dashboard"
+                f" raise the limit if {what} may take that long, or look for {where} in Ray's dashboard"
             )
 
     def _pass_on(self, record: Mapping[str, Any]) -> None:

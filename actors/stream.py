@@ -61,6 +61,7 @@ class ListStream:
         self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are, or will be, on disk
         self._offers: dict[str, asyncio.Task[None]] = {}  # of lists that are not queued yet, by their id
         self._failures: list[Failure] = []
+        self._regrouping = False  # ranks ended, and the group that comes after has not restored its place
         self._opened, self._closed, self._ended = -1, -1, False
         self._memo = memo
         self._go_on(memo.read() if memo else {})
@@ -222,7 +223,7 @@ class ListStream:
             producer_wait_seconds=self._waits.seconds("producer"),
             consumer_wait_seconds=self._waits.seconds("consumer"),
             trained_iterations=self._trained + 1,
-            trainer_started=self._queue.restored,
+            trainer_started=self._queue.restored and not self._regrouping,
             trainer_silent_s=0.0 if self._asking else time.monotonic() - self._patience.heard,
             reports=reports,
             alarms=alarms,
@@ -251,6 +252,7 @@ class ListStream:
             await asyncio.to_thread(self._queue.restore, journal)
             self._trained = journal.iteration - 1
             self._rollbacks += 1
+            self._regrouping = False
             self._patience.progress()
 
     async def next_work(self, rank: int, ranks: int, position: int) -> Work:
@@ -313,6 +315,7 @@ class ListStream:
 
     async def group_failed(self, failures: Sequence[Failure]) -> None:
         """Ranks that ended before their time; Ray Train starts the group again, or gives up."""
+        self._patience.heard, self._regrouping = time.monotonic(), True
         self._failures.extend(failures)
 
     async def is_there(self) -> bool:

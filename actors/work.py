@@ -96,7 +96,7 @@ class StreamStatus:
     producer_wait_seconds: float
     consumer_wait_seconds: float
     trained_iterations: int
-    trainer_started: bool
+    trainer_started: bool  # a group has its place in the stream: none at first, none while one starts again
     trainer_silent_s: float  # since a rank last spoke; 0 while one waits for lists
     reports: tuple[Mapping[str, Any], ...]  # of the trainer's ranks, since the last call
     alarms: tuple[str, ...]

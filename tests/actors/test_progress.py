@@ -207,6 +207,9 @@ def test_a_silent_trainer_has_hung_unless_it_is_done():
     with pytest.raises(PhaseTimeout, match=r"silent for 3601 s, over timeouts.step_s = 3600"):
         look_at(trainer_silent_s=3601.0)
     look_at(trainer_silent_s=3601.0, trained_iterations=T)
+    look_at(trainer_silent_s=599.0, trainer_started=False)
+    with pytest.raises(PhaseTimeout, match=r"over timeouts.trainer_start_s = 600: raise the limit if the start of its"):
+        look_at(trainer_silent_s=601.0, trainer_started=False)
 
 
 def test_all_that_a_run_on_a_dataset_does_is_training():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from actors.stream import ListStream
-from actors.work import IterationEnd, Journal, RunEnd, StepWork
+from actors.work import Failure, IterationEnd, Journal, RunEnd, StepWork
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 from larpo.records import read_lists
@@ -592,6 +592,25 @@ def test_a_trainer_that_waits_for_its_turn_is_not_silent(tmp_path):
 
     silent, after = asyncio.run(go())
     assert silent >= 0.2 > after
+
+
+def test_a_group_that_starts_again_is_not_taken_for_one_in_a_step(tmp_path):
+    async def go():
+        stream = ListStream(make_config(), str(tmp_path / "lists"))
+        await stream.open_iteration(0)
+        seen = [await stream.status()]
+        await stream.restore(Journal())
+        seen.append(await stream.status())
+        await asyncio.sleep(0.2)
+        await stream.group_failed([Failure(0, "killed", None)])
+        seen.append(await stream.status())
+        await stream.restore(Journal())
+        return [*seen, await stream.status()]
+
+    seen = asyncio.run(go())
+    assert [status.trainer_started for status in seen] == [False, True, False, True]
+    assert seen[2].trainer_silent_s < 0.2  # the limit of its start begins with the failure
+    assert [len(status.failures) for status in seen] == [0, 0, 1, 0]
 
 
 def test_a_trainer_that_waits_for_its_turn_hears_that_the_run_failed(tmp_path):
