@@ -14,6 +14,7 @@ from larpo.config import Config
 from larpo.errors import SamplerError
 from larpo.types import FinishReason, VersionSpan
 
+CPU_BLOCK = 32  # tokens: the smallest block of the KV cache that vLLM's CPU kernels take
 BACKEND = "larpo_shared_file"  # our weight-transfer backend in vLLM's registry
 EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM in each worker; registers the backend
 
@@ -210,6 +211,9 @@ def engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
         "gpu_memory_utilization": options.memory_fraction,
         # On a CPU the share would be of all memory, the trainer's too: the size of the cache is given instead.
         "kv_cache_memory_bytes": options.cpu_kv_cache_gib * 2**30 if current_platform.is_cpu() else None,
+        # Responses share whole blocks of their prompt. vLLM's own 128 is longer than many a prompt, which would be read
+        # anew for each of its k responses.
+        "block_size": CPU_BLOCK if current_platform.is_cpu() else None,
         "enforce_eager": options.enforce_eager,
         "enable_sleep_mode": options.sleep and not current_platform.is_cpu(),
         # An actor's GPUs lie on one node, and so do the processes of vLLM's own executor. Ray's executor wants a

@@ -98,6 +98,8 @@ def _engine(work: PhaseWork) -> Any:
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    from actors.engine import CPU_BLOCK
+
     samplers, on_cpu = work.config.samplers, current_platform.is_cpu()
     return LLM(
         model=work.model,
@@ -107,6 +109,7 @@ def _engine(work: PhaseWork) -> Any:
         max_num_seqs=samplers.max_num_seqs,
         gpu_memory_utilization=samplers.memory_fraction,
         kv_cache_memory_bytes=samplers.cpu_kv_cache_gib * 2**30 if on_cpu else None,
+        block_size=CPU_BLOCK if on_cpu else None,
         enforce_eager=samplers.enforce_eager,
         disable_log_stats=True,
     )
