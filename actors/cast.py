@@ -16,6 +16,7 @@ from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
 from actors.remote import answer
 from actors.reward_pool import RewardPool
+from actors.room import draining_nodes
 from actors.trainer import TrainSpec
 from actors.turns import begin_sampling
 from actors.weights import published_version
@@ -141,6 +142,7 @@ class Cast(TrainingCast):
             run.config.timeouts,
             prompts_per_sampler=prompts_per_sampler(run.config),
             on_failure=on_failure,
+            draining=draining_nodes,
         )
 
     async def start(self, iteration: int, *, initial: bool = False) -> None:

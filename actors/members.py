@@ -21,6 +21,7 @@ class Member:
 
     name: str
     actor: Any
+    node: str = ""  # id of the node that has its actor, once one has
     version: int = 0
     status: str = "pending"  # no node has it yet; then starting, ready, updating, asleep, restarting, leaving
     in_flight: int = 0
@@ -46,7 +47,7 @@ async def be_placed(member: Member, timeouts: Timeouts) -> None:
     """Until a node has room for its actor, perhaps one that the autoscaler brings; NotPlaced when none has in time."""
     limit = timeouts.placement_s
     try:
-        await _call(member, member.actor.placed, limit=limit)
+        member.node = await _call(member, member.actor.placed, limit=limit)
     except TimeoutError as error:
         raise NotPlaced(
             f"{member.name} was asked for, and no node had room for it within {limit:g} s (timeouts.placement_s)"

@@ -2,7 +2,8 @@
 
 A sampler that is asked for waits until the cluster has a node for it, perhaps one that the autoscaler starts: it is on
 its way, which is no failure. One that leaves takes no new prompt; what it has not answered within a limit goes back to
-the queue; then its engine and its actor end, so that its node can go.
+the queue; then its engine and its actor end, so that its node can go. Those whose node is told to go leave like that,
+while others come in their place.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -146,6 +147,15 @@ class Membership:
             return self._remove(member)
         self._close(member, "leaving")
         member.task = asyncio.create_task(self._drain(member))
+
+    def leave(self, nodes: Collection[str]) -> None:
+        """Samplers on these nodes, which are told to go, are let go, and as many others asked for."""
+        going = [m for m in self.members if m.node in nodes and not m.is_leaving and m.status != "restarting"]
+        for member in going:
+            self._alarms.append(f"{member.name} leaves its node, which is told to go: another is asked for")
+            self.let_go(member)
+        if going:
+            self.resize(self.wanted)
 
     async def _drain(self, member: Member) -> None:
         """Hand back what is not answered within the limit, then end the engine and the actor."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from actors.members import Member, result, shut_down
@@ -38,8 +39,11 @@ class SamplerPool(Membership):
         timeouts: Timeouts,
         prompts_per_sampler: int,
         on_failure: Callable[[str, str], None],
+        draining: Callable[[], Collection[str]] = frozenset,
     ) -> None:
+        """`draining` tells the ids of the nodes that are told to go; it may block."""
         super().__init__(spawn, kill, samplers, timeouts, prompts_per_sampler, on_failure)
+        self._draining = draining
         self.per_sampler = prompts_per_sampler
         self.restarts = 0
         self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
@@ -170,6 +174,7 @@ class SamplerPool(Membership):
             try:
                 self._kill(member.actor)
                 member.actor, member.memory_bytes, member.asked = self._spawn(member.name), 0, time.monotonic()
+                member.node = ""
                 await self._start(member)
             except NotPlaced as not_placed:
                 return await self._give_up(member, not_placed)
@@ -239,8 +244,13 @@ class SamplerPool(Membership):
             self._kill(member.actor)
 
     async def poll(self) -> None:
-        """Refresh `stats` of each member; one whose engine has died is replaced. Raises what ended the pool."""
+        """Refresh `stats` of each member; one whose engine has died is replaced, one whose node has to go leaves.
+
+        Raises what ended the pool.
+        """
         self._raise_failed()
+        with suppress(TimeoutError):  # the next look asks again
+            self.leave(await asyncio.wait_for(asyncio.to_thread(self._draining), self._timeouts.answer_s))
         await asyncio.gather(*(self._look(member) for member in self.members if not member.is_coming))
 
     async def _look(self, member: Member) -> None:

@@ -124,6 +124,13 @@ def free_nodes() -> list[Node]:
     return [Node(node.name, free.get(node.name, {})) for node in all_nodes()]
 
 
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that are told to go, with some time left: before a spot machine is taken back, for one."""
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())
+
+
 def has_autoscaler() -> bool:
     """Whether Ray's autoscaler is at work; one that was started without node types is none."""
     return autoscaling_state().autoscaling_state.autoscaler_state_version > 0

@@ -79,8 +79,11 @@ class Sampler:
         at_work = f"samples {self._in_flight} prompts" if self._in_flight else "idle"
         return f"{self._doing or at_work}, weights v{self._version}, {self._samples} samples so far"
 
-    async def placed(self) -> None:
-        """Returns when a node has the actor."""
+    async def placed(self) -> str:
+        """The id of the node that has the actor, once one has."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     async def start(self, version: int = 0) -> int:
         """Start the engine and pull the weights of that version, 0 being the model's own; returns it."""

@@ -13,9 +13,9 @@ from larpo.config import Samplers, Timeouts
 class Double:
     """Stands for a sampler actor: each method does what the test says, once it is called through `remote`."""
 
-    def __init__(self, name, sample=None, start=None, update=None, stats=None, placed=None, sleep=None):
+    def __init__(self, name, sample=None, start=None, update=None, stats=None, placed=None, sleep=None, node=""):
         self.name, self.killed, self.tasks, self.turns = name, False, [], []
-        self.placed = SimpleNamespace(remote=placed or self._zero)
+        self.placed = SimpleNamespace(remote=placed or self._on(node))
         self.shutdown = SimpleNamespace(remote=self._zero)
         self.start = SimpleNamespace(remote=start or self._zero)
         self.update = SimpleNamespace(remote=update or self._takes)
@@ -26,6 +26,13 @@ class Double:
 
     async def _zero(self, *_):
         return 0
+
+    @staticmethod
+    def _on(node):
+        async def placed():
+            return node
+
+        return placed
 
     def _turn(self, what):
         async def turn():
@@ -50,6 +57,7 @@ class House:
     def __init__(self, *doubles, count=1, per_sampler=4, **knobs):
         timeouts = {"engine_start_s": 5.0, "weights_s": 5.0, **knobs.pop("timeouts", {})}
         self.doubles, self.placed, self.failures = list(doubles), [], []
+        self.draining: set[str] = set()
         self.pool = SamplerPool(
             self._spawn,
             lambda actor: setattr(actor, "killed", True),
@@ -57,6 +65,7 @@ class House:
             Timeouts(**timeouts),
             prompts_per_sampler=per_sampler,
             on_failure=lambda name, reason: self.failures.append((name, reason)),
+            draining=lambda: self.draining,
         )
 
     def _spawn(self, name):
