@@ -5,13 +5,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.autoscaling_cluster import AutoscalingCluster
-from tests.toy_runs import REPOSITORY, Runs, check_exactly_once
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, train_workers
 
 pytestmark = pytest.mark.slow
 SLOT = {"sampler_slot": 1}  # a sampler asks for one; the head has one, and so has each node
@@ -120,22 +124,75 @@ def pool_on_the_cluster(policy: str, folder: Path) -> dict:
 PROMPTS = 240  # an iteration: enough work for a second sampler to be worth its start
 
 
+def run_of(prompts: int, cluster: AutoscalingCluster, policy: Path, folder: Path) -> tuple[Runs, list[str]]:
+    """A run on that cluster of two iterations of so many prompts, not yet started, and its knobs."""
+    runs = Runs(folder, policy, cluster.address)
+    runs.environment = {name: value for name, value in cluster.environment.items() if name != "LARPO_TEST_MARK"}
+    rows = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(2 * prompts + 2)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    knobs = [f"prompts.train_count={2 * prompts}", f"training.prompts_per_iteration={prompts}", "lists.replay=false"]
+    return runs, [*knobs, "checkpoints.every_steps=1000"]
+
+
+@contextmanager
+def slowed(processes: list[psutil.Process]) -> Iterator[None]:
+    """These processes have a fifth of the time, whatever they do."""
+    over = threading.Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            for process in processes:
+                with suppress(psutil.Error):
+                    process.suspend()
+            over.wait(0.2)
+            for process in processes:
+                with suppress(psutil.Error):
+                    process.resume()
+            over.wait(0.05)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holding.join()
+
+
+@pytest.mark.timeout(1500)
+def test_a_run_whose_stream_stays_full_lets_a_sampler_go_and_the_autoscaler_takes_its_node(
+    cluster, tiny_policy, tmp_path
+):
+    """It begins with two samplers, and leave to have one; its trainer is slow, and they have little to do."""
+    runs, knobs = run_of(300, cluster, tiny_policy, tmp_path)
+    knobs += ["samplers.count=2", "samplers.min_count=1", "samplers.patience_s=3", "training.epochs=1"]
+    knobs += ["samplers.resources={sampler_slot: 1}", "sampling.max_new_tokens=4", "training.lists_per_step=1"]
+    try:
+        driver = runs.new("stream", *knobs)
+        runs.until(lambda: sum(cluster.nodes().values()) == 1, driver)
+        runs.until(lambda: runs.records("step"), driver)
+        ranks = train_workers(runs.processes())
+        with slowed(ranks):
+            runs.until(lambda: any(record["wanted"] == 1 for record in runs.records("pool")), driver)
+            (shrunk,) = [record for record in runs.records("pool") if record["wanted"] == 1]
+            print(f"shrunk: {shrunk['reason']}")
+            assert "samplers stood still for " in shrunk["reason"]
+            runs.until(lambda: not cluster.nodes(), driver)
+        assert driver.wait(900) == 0, runs.log()
+        check_exactly_once(runs.run_dir, counts=(300, 300), epochs=1)
+        assert not runs.records("failure")
+    finally:
+        for process in runs.processes():
+            process.kill()
+
+
 @pytest.mark.timeout(1500)
 def test_a_run_whose_trainer_waits_asks_for_a_sampler_and_the_autoscaler_brings_its_node(
     cluster, tiny_policy, tmp_path
 ):
     """`python -m scripts.align` with one sampler, and leave to have two: its trainer is idle most of the time."""
-    runs = Runs(tmp_path, tiny_policy, cluster.address)
-    runs.environment = {name: value for name, value in cluster.environment.items() if name != "LARPO_TEST_MARK"}
-    prompts = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(2 * PROMPTS + 2)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    knobs = [f"prompts.train_count={2 * PROMPTS}", f"training.prompts_per_iteration={PROMPTS}", "lists.replay=false"]
-    knobs += [
-        "sampling.max_new_tokens=60",
-        "samplers.max_model_len=160",
-        "training.lists_per_step=8",
-        "checkpoints.every_steps=100",
-    ]
+    runs, knobs = run_of(PROMPTS, cluster, tiny_policy, tmp_path)
+    knobs += ["sampling.max_new_tokens=60", "samplers.max_model_len=160", "training.lists_per_step=8"]
     knobs += ["samplers.max_count=2", "samplers.patience_s=10", "samplers.resources={sampler_slot: 1}"]
     try:
         driver = runs.new("stream", *knobs)

@@ -1,7 +1,9 @@
-"""Real runs on simulated nodes: one that goes, the head with all that was on it, and a notice before the end."""
+"""Real runs on simulated nodes: one told to go, one that is gone, the head with all on it, and a notice to the run."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -27,16 +29,23 @@ class SimulatedCluster:
     def add_sampler_node(self) -> None:
         self.node = self._cluster.add_node(num_cpus=0, resources={"sampler": 1}, object_store_memory=2**28)
 
-    def remove_sampler_node(self) -> None:
+    def tell_sampler_node_to_go(self) -> None:
+        """Ray's own command, which a cloud's notice ends in too; the node may work for another while."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", self.node.node_id]
+        command += ["--address", self.address, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message", "the machine is taken back", "--deadline-remaining-seconds", "300"]
+        subprocess.run(command, check=True, timeout=60)
+
+    def remove(self, node) -> None:
         """As when its machine is gone: no process of it is asked first."""
-        self._cluster.remove_node(self.node, allow_graceful=False)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
         self._cluster.shutdown()
 
 
-def test_a_run_outlives_a_node_and_its_successor_outlives_the_head(tmp_path, tiny_policy, monkeypatch):
-    """The sampler's node is removed and another comes; then the head goes with all that was on it.
+def test_a_run_outlives_two_nodes_and_its_successor_outlives_the_head(tmp_path, tiny_policy, monkeypatch):
+    """The sampler's node is told to go; the next one is removed, and a third comes; then the head goes with all on it.
 
     A new cluster on the same storage goes on, from the checkpoint before the newest, of which a byte has changed.
     """
@@ -48,12 +57,23 @@ def test_a_run_outlives_a_node_and_its_successor_outlives_the_head(tmp_path, tin
     try:
         (tmp_path / "toy_reward.py").write_text(SLOW_REWARD)
         driver = runs.new("stream", "samplers.resources={sampler: 1}", "reward.cache=false", "training.max_failures=20")
-        runs.until(lambda: len(runs.records("lists")) >= 2, driver)
-        removed = time.time()
-        cluster.remove_sampler_node()
+        runs.until(lambda: len(runs.records("lists")) >= 1, driver)
+        noticed = time.time()
+        cluster.tell_sampler_node_to_go()
+        first = cluster.node
         cluster.add_sampler_node()
-        runs.until(lambda: any(r["actor"] == "sampler-0" for r in runs.records("failure")), driver)
-        told = next(r for r in runs.records("failure") if r["actor"] == "sampler-0")
+        runs.until(lambda: prompts_of(runs, "sampler-1"), driver)
+        print(f"a node that is told to go: the next sampler had answered after {time.time() - noticed:.1f} s")
+        alarms = [record["message"] for record in runs.records("alarm")]
+        assert any("sampler-0 leaves its node, which is told to go" in alarm for alarm in alarms), alarms
+        cluster.remove(first)
+        assert not runs.records("failure")
+
+        removed = time.time()
+        cluster.remove(cluster.node)
+        cluster.add_sampler_node()
+        runs.until(lambda: any(r["actor"] == "sampler-1" for r in runs.records("failure")), driver)
+        told = next(r for r in runs.records("failure") if r["actor"] == "sampler-1")
         runs.until(lambda: any(r["time"] > told["time"] for r in runs.records("lists")), driver)
         went_on = next(r["time"] for r in runs.records("lists") if r["time"] > told["time"])
         print(f"a node that is gone: {went_on - removed:.1f} s\n{told['reason']}")
@@ -81,6 +101,10 @@ def test_a_run_outlives_a_node_and_its_successor_outlives_the_head(tmp_path, tin
         cluster.close()
         for process in runs.processes():
             process.kill()
+
+
+def prompts_of(runs: Runs, sampler: str) -> float:
+    return sum(record["sampler/prompts"] for record in runs.records("sampler") if record["sampler"] == sampler)
 
 
 def flip_a_byte(checkpoint) -> None:

@@ -1,6 +1,7 @@
 """Samplers that join the pool and leave it, over doubles: nothing is lost, and nobody is blamed."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -149,6 +150,63 @@ def test_what_a_leaving_sampler_does_not_answer_in_time_is_answered_elsewhere_an
         assert house.pool.handed_back == 3
         assert (house.pool.requeued, house.pool.restarts, house.failures) == (0, 0, [])
         assert [member.name for member in house.pool.departed] == ["sampler-0"]
+
+    asyncio.run(go())
+
+
+def test_samplers_whose_node_is_told_to_go_leave_in_order_and_others_come():
+    async def go():
+        gate = Gate()
+        going, stays = Double("going", node="spot", sample=gate), Double("stays", node="kept")
+        house = House(going, stays, Double("next", node="another"), count=2, per_sampler=1)
+        await house.pool.start()
+        first = house.sample("1")
+        await settled()
+        house.draining = {"spot", "one that has none of ours"}
+        await house.pool.poll()
+        assert statuses(house.pool)["sampler-0"] == "leaving"
+        await house.pool.poll()  # it has been told already
+        await until(lambda: house.pool.ready == 2)
+        assert [actor.name for actor in house.placed] == ["going", "stays", "next"]
+        assert not going.killed
+        gate.opened.set()
+        (answer,) = await asyncio.wait_for(first, 5)  # a gate gives back what it was given
+        assert answer.key == "1"
+        await until(lambda: going.killed)
+        assert [member.name for member in house.pool.members] == ["sampler-1", "sampler-2"]
+        assert (house.pool.restarts, house.pool.requeued, house.failures) == (0, 0, [])
+        assert house.pool.take_alarms() == ["sampler-0 leaves its node, which is told to go: another is asked for"]
+
+    asyncio.run(go())
+
+
+def test_the_only_sampler_may_leave_a_node_that_is_told_to_go():
+    """Prompts wait until the next one is ready."""
+
+    async def go():
+        node = Gate()
+        house = House(Double("going", node="spot"), Double("next", node="another", start=node))
+        await house.pool.start()
+        house.draining = {"spot"}
+        await house.pool.poll()
+        waiting = house.sample("1")
+        await settled()
+        assert (house.pool.ready, house.pool.coming) == (0, 1)
+        node.opened.set()
+        assert await asyncio.wait_for(waiting, 5) == [["1 by next"]]
+
+    asyncio.run(go())
+
+
+def test_a_look_at_the_nodes_that_takes_too_long_holds_nothing_up():
+    async def go():
+        house = House(Double("a", node="spot"), timeouts={"answer_s": 0.05})
+        await house.pool.start()
+        house.pool._draining = lambda: time.sleep(0.5) or {"spot"}
+        started = time.monotonic()
+        await house.pool.poll()
+        assert time.monotonic() - started < 0.4
+        assert statuses(house.pool) == {"sampler-0": "ready"}
 
     asyncio.run(go())
 
