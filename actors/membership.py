@@ -19,6 +19,7 @@ from actors.members import Member, be_placed, result, shut_down, start_engine
 from actors.places import Places
 from larpo.config import Samplers, Timeouts
 from larpo.errors import LarpoError, NotPlaced
+from larpo.events import failure_kind
 
 
 class Membership:
@@ -101,7 +102,7 @@ class Membership:
             await self._start(member)
         except LarpoError as error:
             await self._give_up(member, error)
-            if not isinstance(error, NotPlaced):
+            if not isinstance(error, NotPlaced) and failure_kind(member.name, str(error)) != "node":
                 self._count_failed_join()
 
     def _count_failed_join(self) -> None:

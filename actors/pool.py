@@ -1,8 +1,8 @@
 """The pool of sampler actors: prompts are leased to samplers, and come back when a lease or a sampler ends.
 
 A prompt is handed out under a lease with a deadline. When the sampler dies, or the deadline passes, the prompt is
-sampled again elsewhere; a dead sampler is replaced, a limited number of times. What a leaving sampler has not answered
-is sampled elsewhere too, and counts as no failure of anyone.
+sampled again elsewhere; a dead sampler is replaced, a limited number of times, to which those whose node was lost do
+not count. What a leaving sampler has not answered is sampled elsewhere too, and counts as no failure of anyone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from actors.obituary import in_short, is_death, obituary
 from actors.sampler import SamplerStats, SampleTask
 from larpo.config import Samplers, Timeouts
 from larpo.errors import NotPlaced, PhaseTimeout, SamplerError
+from larpo.events import failure_kind
 from larpo.types import Candidate
 
 ATTEMPTS_PER_PROMPT = 3
@@ -46,6 +47,7 @@ class SamplerPool(Membership):
         self._draining = draining
         self.per_sampler = prompts_per_sampler
         self.restarts = 0
+        self._deaths = 0  # of them, those that no lost node explains
         self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
         self.requeued = 0  # prompts that went back to the queue
         self.handed_back = 0  # prompts that leaving samplers gave back
@@ -165,9 +167,10 @@ class SamplerPool(Membership):
         while not member.ready.is_set():
             self._on_failure(member.name, reason)
             self.restarts += 1
-            if self.restarts > limit:
+            self._deaths += failure_kind(member.name, reason) != "node"
+            if self._deaths > limit:
                 too_many = SamplerError(
-                    f"samplers died {self.restarts} times, over the limit of {limit} (samplers.max_restarts);"
+                    f"samplers died {self._deaths} times, over the limit of {limit} (samplers.max_restarts);"
                     f" the last, {member.name}: {reason}"
                 )
                 return await self._give_up(member, too_many)

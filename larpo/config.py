@@ -193,7 +193,7 @@ class Samplers(Section):
     cpu_cores: Cores = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
     lease_s: Seconds = 300.0  # a prompt not answered in this time goes back to the queue
-    max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of dead samplers before the run gives up
+    max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of samplers that died, their node there
 
     @property
     def least(self) -> int:

@@ -6,6 +6,7 @@ import signal
 
 import psutil
 import pytest
+from ray.exceptions import RayActorError
 
 from actors.engine import EngineOptions
 from actors.placement import kill, place_sampler, place_store
@@ -221,6 +222,20 @@ def test_too_many_deaths_end_everyone_who_waits_with_the_cause():
         assert len(house.placed) == 3
         with pytest.raises(SamplerError, match="samplers died 3 times"):
             await house.pool.poll()
+
+    asyncio.run(go())
+
+
+def test_lost_nodes_count_against_no_limit():
+    async def lost(*_):
+        raise RayActorError(error_msg="The actor died because its node has died. Node Id: 07f4")
+
+    async def go():
+        gone = [Double(f"gone {number}", sample=lost) for number in range(2)]
+        house = House(*gone, Double("never there", start=lost), Double("last"), max_restarts=0)
+        await house.pool.start()
+        assert await asyncio.wait_for(house.sample("1"), 5) == [["1 by last"]]
+        assert house.pool.restarts == len(house.failures) == 3
 
     asyncio.run(go())
 
