@@ -22,7 +22,7 @@ from larpo.records import read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
 OFFERS = 8  # batches on their way to the stream at a time: to the disk, and waiting for room
-LINGER_S = 0.5  # how long a batch waits for one more list before it is ranked smaller
+LINGER_S = 0.5  # how long a list waits for others before it is ranked with those that came
 
 
 class Annotation:
@@ -118,7 +118,7 @@ class Annotation:
                     if item is None:
                         return batch, False
                     batch.append(item)
-                    if linger is not None:
+                    if linger is not None and len(batch) == 1:
                         limit.reschedule(asyncio.get_running_loop().time() + linger)
         except TimeoutError:
             pass

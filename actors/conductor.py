@@ -51,7 +51,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
         await cast.update_samplers()
         heldout.drop_evaluated(run, iteration + 1)
         drop_publications(run.home)
-        progress.log("iteration", progress.busy(), iteration=iteration)
+        progress.end_iteration(iteration)
         await cast.keep_rewards()
     await heldout.evaluate(cast, progress, Point(training.iterations))
 

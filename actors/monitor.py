@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -49,6 +50,7 @@ class Monitor:
 
     async def look(self, *, last: bool = False) -> None:
         """Ask once; `last`: tell all that was not told yet."""
+        began = time.time()
         self._store = self._store or self._ask_store()
         moving, self._tokens_then = self._flow.tokens > self._tokens_then, self._flow.tokens
         limit = self._cast.run.config.timeouts.answer_s
@@ -84,6 +86,7 @@ class Monitor:
         still = self._watchdog.look(parts_of(self._cast, self._progress, status, self._flow.tokens))
         if still:
             self._progress.alarm(still)
+        self._progress.looked(began)
         self._progress.show()
 
     def _ask_store(self) -> asyncio.Task[Vitals]:

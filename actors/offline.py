@@ -46,7 +46,7 @@ async def _train(run: OfflineRun, cast: TrainingCast, progress: Progress) -> Non
         result = _result(run, iteration)
         if result is not None:
             progress.log("evaluation", list_summary(result), label=result.label, iteration=iteration)
-    progress.log("iteration", progress.busy(), iteration=0)
+    progress.end_iteration(0)
 
 
 def write_heldout(run: OfflineRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ EVALUATING_SNAPSHOT = "evaluation of a snapshot"
 TRAINING, WRITING = "training", "writing the model"
 
 FAILURES_NAMED = 5  # reward failures that are logged one by one; the rest are counted
-SPAN_S, SPAN_GAP_S = 30.0, 0.3  # longest span that is told as one, and the longest pause within one
+SPAN_S, SPAN_GAP_S = 30.0, 0.02  # longest span that is told as one, and what may lie between two parts of it
 
 
 class Workload:
@@ -98,6 +99,7 @@ class Progress:
         self._spans: list[Span] = []
         self._held: dict[tuple[str, str], Span] = {}
         self._iteration_since: float | None = None
+        self._ended: deque[tuple[int, float, float]] = deque()  # iterations whose spans may not all be told yet
         self._since: tuple[float, float] | None = None  # when this session's work began, and the share before it
 
     def begin(self, phase: str, iteration: int, total: int, already: int = 0) -> None:
@@ -124,7 +126,11 @@ class Progress:
         self._held[actor, kind] = Span(actor, kind, start, end)
 
     def flush(self) -> None:
-        """Tell the spans that are held."""
+        """Tell the spans that are held, and the iterations that have ended."""
+        self.looked(math.inf)
+        self._flush_spans()
+
+    def _flush_spans(self) -> None:
         for held in self._held.values():
             self._tell(held)
         self._held.clear()
@@ -134,16 +140,24 @@ class Progress:
             self._spans.append(span)
             self._telemetry.log("span", **vars(span))
 
-    def busy(self) -> dict[str, float]:
-        """Busy shares of samplers, reward actors and trainer, and their overlap, since the call before.
+    def end_iteration(self, iteration: int) -> None:
+        """The first one's time begins with the work: engines that start are left out.
 
-        The first call's time begins with the work: engines that start are left out.
+        What its actors did to its end is heard at the next look, and then told.
         """
-        self.flush()
         now = time.time()
-        since, self._iteration_since = self._iteration_since or now, now
-        spans, self._spans = within(self._spans, since, now), []
-        return {**busy_metrics(spans, now - since), **overlap_metrics(spans, now - since)}
+        self._ended.append((iteration, self._iteration_since or now, now))
+        self._iteration_since = now
+
+    def looked(self, began: float) -> None:
+        """Everyone was asked at that time or later: tell the iterations that had ended by then, and who was busy."""
+        while self._ended and self._ended[0][2] <= began:
+            self._flush_spans()
+            iteration, since, until = self._ended.popleft()
+            spans = within(self._spans, since, until)
+            shares = {**busy_metrics(spans, until - since), **overlap_metrics(spans, until - since)}
+            self._telemetry.log("iteration", shares, iteration=iteration)
+            self._spans = [span for span in self._spans if span.end > until]
 
     def place(self) -> dict[str, float]:
         """Where the run is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_IDLE_KINDS = ("wait", "start")
+IDLE_KINDS = ("wait", "start", "sleep")  # in which an actor does no work
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ def within(spans: Iterable[Span], start: float, end: float) -> list[Span]:
 
 
 def busy_shares(spans: Sequence[Span], seconds: float | None = None) -> dict[str, float]:
-    """Share of the time in which each actor works, waiting and starting excluded.
+    """Share of the time in which each actor works, waiting, starting and sleeping excluded.
 
     Without `seconds`, the time is that in which any actor is at anything, so that a pause between two sessions of a
     run counts for nobody.
     """
     total = _length(spans) if seconds is None else seconds
     by_actor: dict[str, list[Span]] = {span.actor: [] for span in spans}
-    for span in _working(spans):
+    for span in working(spans):
         by_actor[span.actor].append(span)
     return {actor: _length(own) / total if total else 0.0 for actor, own in by_actor.items()}
 
@@ -73,17 +73,17 @@ def overlap_metrics(spans: Iterable[Span], seconds: float) -> dict[str, float]:
     With G the time in which some sampler or reward actor works, T that in which some trainer rank does, and E that in
     which either does: the efficiency is max(G, T) / seconds, and the overlap (G + T - E) / seconds.
     """
-    working = _working(spans)
-    training = [span for span in working if span.actor.startswith("trainer")]
-    making = [span for span in working if span.actor.startswith(("sampler", "reward"))]
+    at_work = working(spans)
+    training = [span for span in at_work if span.actor.startswith("trainer")]
+    making = [span for span in at_work if span.actor.startswith(("sampler", "reward"))]
     g, t, either = (_length(some) for some in (making, training, [*making, *training]))
     if not (g and t and seconds):
         return {}
     return {"busy/overlap": (g + t - either) / seconds, "busy/overlap_efficiency": max(g, t) / seconds}
 
 
-def _working(spans: Iterable[Span]) -> list[Span]:
-    return [span for span in spans if span.kind not in _IDLE_KINDS]
+def working(spans: Iterable[Span]) -> list[Span]:
+    return [span for span in spans if span.kind not in IDLE_KINDS]
 
 
 def _length(spans: Iterable[Span]) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from larpo.busy import Span, busy_shares, merged
+from larpo.busy import IDLE_KINDS, Span, busy_shares, merged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,7 +249,7 @@ def _draw_actor(axis: Axes, row: int, spans: Sequence[Span], cuts: Sequence[tupl
     for kind in reversed(KIND_COLORS):
         bars = merged((span.start, span.end) for span in spans if span.kind == kind)
         moved = [(_shifted(start, cuts) / 60, (end - start) / 60) for start, end in bars]
-        height = 0.3 if kind in ("wait", "start", "sleep") else 0.62
+        height = 0.3 if kind in IDLE_KINDS else 0.62
         axis.broken_barh(moved, (row - height / 2, height), color=KIND_COLORS[kind], linewidth=0)
 
 

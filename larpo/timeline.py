@@ -44,10 +44,26 @@ def _microseconds(log: RunLog, time: float) -> int:
     return round((time - log.started) * 1e6)
 
 
-def _places(log: RunLog) -> dict[str, tuple[int, int]]:
-    """Process and thread of each actor: its group, counted from 1, and its place among all actors."""
-    actors = sorted({span.actor for span in log.spans}, key=actor_order)
-    return {actor: (1 + actor_order(actor)[0], 1 + number) for number, actor in enumerate(actors)}
+def _lanes(log: RunLog) -> list[int]:
+    """The row of its actor that each span goes to: what overlaps another is beside it, for a row has to nest."""
+    lanes = [0] * len(log.spans)
+    ends: dict[str, list[int]] = {}  # of the last span in each row of an actor
+    for number in sorted(range(len(lanes)), key=lambda each: log.spans[each].start):
+        span = log.spans[number]
+        start, end = _microseconds(log, span.start), _microseconds(log, span.end)
+        own = ends.setdefault(span.actor, [])
+        lanes[number] = next((lane for lane, before in enumerate(own) if before <= start), len(own))
+        own[lanes[number] :] = [end, *own[lanes[number] + 1 :]]
+    return lanes
+
+
+def _places(log: RunLog) -> dict[tuple[str, int], tuple[int, int]]:
+    """Process and thread of each row of an actor: its group, counted from 1, and its place among all rows."""
+    rows = sorted(
+        {(span.actor, lane) for span, lane in zip(log.spans, _lanes(log), strict=True)},
+        key=lambda row: (actor_order(row[0]), row[1]),
+    )
+    return {row: (1 + actor_order(row[0])[0], 1 + number) for number, row in enumerate(rows)}
 
 
 def _rows(log: RunLog) -> Iterator[Event]:
@@ -55,8 +71,8 @@ def _rows(log: RunLog) -> Iterator[Event]:
     for group in sorted({group for group, _ in places.values()}):
         yield _named("process_name", group, 0, name=_GROUPS[group - 1])
         yield _named("process_sort_index", group, 0, sort_index=group)
-    for actor, (group, row) in places.items():
-        yield _named("thread_name", group, row, name=actor)
+    for (actor, lane), (group, row) in places.items():
+        yield _named("thread_name", group, row, name=f"{actor}, meanwhile {lane}" if lane else actor)
         yield _named("thread_sort_index", group, row, sort_index=row)
     yield _named("process_name", _RUN, 0, name="run")
     yield _named("process_sort_index", _RUN, 0, sort_index=0)
@@ -68,8 +84,8 @@ def _named(what: str, pid: int, tid: int, **value: str | int) -> Event:
 
 def _spans(log: RunLog) -> Iterator[Event]:
     places = _places(log)
-    for span in log.spans:
-        (pid, tid), start = places[span.actor], _microseconds(log, span.start)
+    for span, lane in zip(log.spans, _lanes(log), strict=True):
+        (pid, tid), start = places[span.actor, lane], _microseconds(log, span.start)
         length = max(0, _microseconds(log, span.end) - start)
         yield {"ph": "X", "name": span.kind, "cat": span.kind, "pid": pid, "tid": tid, "ts": start, "dur": length}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from larpo.busy import Span, merged
+from larpo.busy import Span, merged, working
 from larpo.records import read_lists
 from larpo.run_log import RunLog, read_run_log
 from scripts.benchmarks.measuring import SIDE_LIMIT_S, BenchmarkError
@@ -27,7 +27,6 @@ QUIET = (  # no held-out evaluation, nothing sent away
 )
 MAKERS = ("sampler", "reward")  # actors that make lists
 STOP_LIMIT_S = 120.0  # for a run that is asked to end
-IDLE = ("wait", "start")  # kinds of spans in which an actor does no work
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def worked(spans: Iterable[Span], *groups: str) -> float:
     >>> worked(spans, "sampler", "reward"), worked(spans, "trainer")
     (5, 0)
     """
-    own = _working(span for span in spans if span.actor.startswith(groups))
+    own = working(span for span in spans if span.actor.startswith(groups))
     return sum(end - start for start, end in merged((span.start, span.end) for span in own))
 
 
@@ -100,7 +99,7 @@ def from_first_to_last(spans: Iterable[Span]) -> float:
     >>> from_first_to_last([Span("a", "start", 0, 5), Span("a", "sample", 5, 6), Span("b", "train", 7, 9)])
     4
     """
-    own = _working(spans)
+    own = working(spans)
     return max(span.end for span in own) - min(span.start for span in own) if own else 0
 
 
@@ -115,7 +114,3 @@ def by_kind(spans: Sequence[Span]) -> str:
         what = f"{span.actor.split('-')[0]} {span.kind}"
         seconds[what] = seconds.get(what, 0.0) + span.end - span.start
     return ", ".join(f"{what} {value:.1f} s" for what, value in sorted(seconds.items()))
-
-
-def _working(spans: Iterable[Span]) -> list[Span]:
-    return [span for span in spans if span.kind not in IDLE]

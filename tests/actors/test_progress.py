@@ -186,6 +186,32 @@ def look_at(**said):
         assert [event for event, _ in records.records] == ["step"]  # what was reported before is not lost
 
 
+def test_pauses_between_steps_are_no_work_and_what_is_heard_late_counts_where_it_happened(monkeypatch):
+    """A step of 0.2 s, a wait as long, a step; the sampler's last span is told after the iteration's end."""
+    records, clock = Records(), SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress_module.time, "time", lambda: clock.now)
+    progress = Progress(config(), records)
+    progress.begin(SAMPLING, 0, M)
+    for start in (100.0, 100.4):
+        progress.span("trainer-0", "train", start, start + 0.2)
+    progress.span("sampler-0", "sample", 100.0, 100.3)
+    clock.now = 100.6
+    progress.end_iteration(0)
+    progress.looked(100.5)  # it began before the end, and may not have heard all
+    assert not [event for event, _ in records.records if event == "iteration"]
+    progress.span("sampler-0", "sleep", 100.3, 100.45)
+    progress.span("sampler-0", "update", 100.45, 100.7)
+    clock.now = 101.0
+    progress.looked(101.0)
+    (told,) = [metrics for event, metrics in records.records if event == "iteration"]
+    assert told["busy/trainer"] == pytest.approx(0.4 / 0.6)
+    assert told["busy/sampler"] == pytest.approx(0.45 / 0.6)
+    progress.end_iteration(1)
+    progress.flush()
+    *_, (_, told) = [record for record in records.records if record[0] == "iteration"]
+    assert told["busy/sampler"] == pytest.approx(0.1 / 0.4)
+
+
 def test_the_monitor_sizes_an_elastic_pool_and_no_other():
     def scaler(**samplers):
         settings = Config.model_validate({"samplers": samplers})

@@ -63,6 +63,24 @@ def test_the_trace_holds_the_spans_of_the_reports_busy_shares(log):
     assert drawn[-1] == Span("trainer-0", "train", 5.0, 10.0)
 
 
+def test_what_overlaps_is_drawn_beside_it():
+    """An engine takes new weights while it samples: rows that do not nest are drawn wrongly."""
+    spans = (("sample", 0, 10), ("update", 8, 12), ("sample", 10, 20), ("wait", 11, 13))
+    told = [{"time": T0, "event": "start", "resumed": False}] + [
+        {"time": T0 + end, "event": "span", "actor": "sampler-0", "kind": kind, "start": T0 + start, "end": T0 + end}
+        for kind, start, end in spans
+    ]
+    events = trace_events(make_run_log(told))
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    drawn = [(names[e["tid"]], e["name"], e["ts"] // 10**6) for e in events if e["ph"] == "X"]
+    assert drawn == [
+        ("sampler-0", "sample", 0),
+        ("sampler-0, meanwhile 1", "update", 8),
+        ("sampler-0", "sample", 10),
+        ("sampler-0, meanwhile 2", "wait", 11),
+    ]
+
+
 def test_counters_and_marks_stand_where_they_were_told(log):
     events = trace_events(log)
     counters = {e["name"]: (e["ts"], e["args"]) for e in events if e["ph"] == "C"}
