@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -73,7 +73,7 @@ class Grid:
         for run in self.runs:
             if run.result.is_file():
                 result = ArmResult.read(run.result)
-                _check_knobs(run, result)
+                _check_knobs(run, result.knobs, run.result)
                 found.append(result)
         return found
 
@@ -106,18 +106,20 @@ def run_grid(grid: Grid, say: Callable[[str], None]) -> None:
         started = time.time()
         _align(run, _source(run, grid.runs[: number - 1]))
         _keep(run, time.time() - started)
-        say(f"    held-out reward {ArmResult.read(run.result).before:.3f} -> {ArmResult.read(run.result).after:.3f}")
+        done = ArmResult.read(run.result)
+        say(f"    held-out reward {done.before:.3f} -> {done.after:.3f}" if done.is_judged else "    done")
 
 
 def _align(run: ArmRun, source: ArmRun | None) -> None:
     """One `scripts.align` to its end, its output in the run's log."""
     command = [sys.executable, "-m", "scripts.align"]
     if (run.folder / CONFIG_FILE).is_file():
+        _check_knobs(run, _knobs(load_config(str(run.folder / CONFIG_FILE))), run.folder)
         command += ["--resume", str(run.folder)]
     else:
         command += [run.recipe, *run.overrides, f"run.output_dir={run.folder.parent}", f"run.name={run.folder.name}"]
         command += ["--share", str(source.folder)] if source else []
-    log = run.folder.with_suffix(".log")
+    log = run.folder.with_name(f"{run.folder.name}.log")  # an arm's name may have dots
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -181,13 +183,15 @@ def _knobs(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat_knobs(config).items() if not key.startswith(_OWN)}
 
 
-def _check_knobs(run: ArmRun, result: ArmResult) -> None:
-    ours, theirs = run.knobs, result.knobs
+def _check_knobs(run: ArmRun, theirs: Mapping[str, Any], where: Path) -> None:
+    """DataError when what is there, a result or a run folder, is of other knobs."""
+    ours = run.knobs
     compared = [key for key in ours if key in theirs and not key.startswith(_OF_THE_MACHINE)]
     changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in compared if theirs[key] != _plain(ours[key])]
     if changed:
         raise DataError(
-            f"{run.result} was made with other knobs: {'; '.join(changed)}. Give another --results folder, or remove it"
+            f"{where} is of other knobs: {'; '.join(changed)}. Remove it, or give other folders for both,"
+            " --results and run.output_dir"
         )
 
 

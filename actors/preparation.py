@@ -25,7 +25,7 @@ from larpo.prompt_sets import HELDOUT_ONLY
 from larpo.prompts import PromptOrder, drop_long, load_prompts
 from larpo.recipe import changed_knobs, config_to_yaml, load_config, recipe_name
 from larpo.reward_training_config import RewardTraining
-from larpo.rewards import check_reward
+from larpo.rewards import check_answer_keys, check_reward
 from larpo.storage import is_uri, joined, parted
 from larpo.types import Prompt, stable_hash
 
@@ -171,6 +171,7 @@ def prepare(config: Config, folder: Path, *, resumed: bool) -> PreparedRun:
     config = settled(config)
     check_reward(config.reward)
     sets = load_prompts(config.prompts)
+    check_answer_keys(config.reward, (*sets.train, *sets.heldout))
     policy = prepare_policy(config.policy)
     tokenizer, generation, shape = open_policy(policy, config.policy.trust_remote_code)
     adapter_size = lora_size(config, policy)

@@ -10,7 +10,7 @@ from typing import Any
 from actors.engine import EngineOptions, PoolingEngine
 from larpo.conversations import encode_conversation
 from larpo.errors import RewardError
-from larpo.model_folder import fingerprint
+from larpo.model_folder import reader_fingerprint
 from larpo.reward_config import Pooling
 from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Request, Reward, finite
@@ -38,7 +38,8 @@ class VllmReward:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=section.trust_remote_code
         )
-        self.fingerprint = f"{stable_hash('vllm', fingerprint(folder), section.dtype, section.max_model_len):016x}"
+        model = reader_fingerprint(folder)
+        self.fingerprint = f"{stable_hash('vllm', model, section.dtype, section.max_model_len):016x}"
         self._engine = _started(section, folder)
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:

@@ -12,7 +12,7 @@ from larpo.attention import plain_attention
 from larpo.conversations import encode_conversation, longest_conversation
 from larpo.errors import ConfigError, DataError
 from larpo.hub import find_model
-from larpo.model_folder import fingerprint
+from larpo.model_folder import reader_fingerprint
 from larpo.recipe import bundled_recipes
 from larpo.reward_config import Classifier, Pooling
 from larpo.rewards import Request, Reward, finite
@@ -47,7 +47,8 @@ class ClassifierReward:
             **shared,
         )
         self._model.to(self._device).eval()
-        self.fingerprint = f"{stable_hash('classifier', fingerprint(folder), section.dtype, section.max_tokens):016x}"
+        model = reader_fingerprint(folder)
+        self.fingerprint = f"{stable_hash('classifier', model, section.dtype, section.max_tokens):016x}"
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
         return self.score_lists([(prompt, responses)])[0]

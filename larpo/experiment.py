@@ -59,6 +59,11 @@ class ArmResult:
             raise DataError(f"{file} holds no result of an arm ({error}); remove it to run the arm again") from error
 
     @property
+    def is_judged(self) -> bool:
+        """Whether it has held-out rewards: those of a pairwise ranker say nothing, and such runs have none."""
+        return "heldout/reward_after" in self.done
+
+    @property
     def before(self) -> float:
         return self.done["heldout/reward_before"]
 
@@ -107,7 +112,7 @@ def by_arm(results: Sequence[ArmResult], arms: Sequence[str]) -> dict[str, dict[
 
 def against(seeds: Mapping[int, ArmResult], others: Mapping[int, ArmResult]) -> Interval | None:
     """Difference in held-out reward after training over the seeds that both have; None without one."""
-    shared = sorted(seeds.keys() & others.keys())
+    shared = sorted(seed for seed in seeds.keys() & others.keys() if seeds[seed].is_judged and others[seed].is_judged)
     return t_interval([seeds[seed].after - others[seed].after for seed in shared]) if shared else None
 
 
@@ -118,16 +123,18 @@ def table(results: Sequence[ArmResult], arms: Sequence[str]) -> list[tuple[str, 
     rows: list[tuple[str, ...]] = []
     for arm, seeds in found.items():
         runs = list(seeds.values())
+        judged = [run for run in runs if run.is_judged]
+        right = [run.done["heldout/fully_met_samples_after"] for run in judged]
         difference = None if seeds is first else against(seeds, first)
         rows.append(
             (
                 arm,
                 ", ".join(str(seed) for seed in seeds),
-                _mean([run.before for run in runs]),
-                _mean([run.after for run in runs]),
-                _with_ends(t_interval([run.after - run.before for run in runs])),
+                _mean([run.before for run in judged]),
+                _mean([run.after for run in judged]),
+                _with_ends(t_interval([run.after - run.before for run in judged])) if judged else "-",
                 _with_ends(difference) if difference else "",
-                f"{statistics.fmean(run.done['heldout/fully_met_samples_after'] for run in runs):.1%}",
+                f"{statistics.fmean(right):.1%}" if right else "-",
                 _mean([run.hardness["lists/reward_gap"] for run in runs if "lists/reward_gap" in run.hardness]),
                 _mean([run.hardness["lists/overlap"] for run in runs if "lists/overlap" in run.hardness]),
             )
@@ -152,10 +159,15 @@ def markdown(results: Sequence[ArmResult], arms: Sequence[str]) -> str:
 
 
 def arm_plot(results: Sequence[ArmResult], arms: Sequence[str], title: str) -> str:
-    """Held-out reward after training by arm, as SVG: a mark a seed, the mean, and the base policy's mean as a line."""
+    """Held-out reward after training by arm, as SVG: a mark a seed, the mean, and the base policy's mean as a line.
+
+    Arms without held-out rewards are left out; DataError when all are.
+    """
     from larpo.plots import category_plot
 
-    found = by_arm(results, arms)
+    found = by_arm([result for result in results if result.is_judged], arms)
+    if not found:
+        raise DataError(f"{title}: no arm has held-out rewards, so that there is nothing to plot")
     groups = {arm: [run.after for run in seeds.values()] for arm, seeds in found.items()}
     before = [run.before for seeds in found.values() for run in seeds.values()]
     return category_plot(groups, "held-out reward (mean)", ("base policy", statistics.fmean(before)), title)

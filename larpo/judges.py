@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +22,22 @@ _SCORES = ("length_controlled_winrate", "win_rate")  # columns of its leaderboar
 
 
 def run_alpaca_eval(outputs: Path, folder: Path, judges: Judges) -> str:
-    """Win rates of a file of `larpo.model_outputs` by AlpacaEval's judge, which costs money at its provider."""
+    """Win rates of a file of `larpo.model_outputs` by AlpacaEval's judge, which costs money at its provider.
+
+    Its leaderboard has a row for each model that it knows: ours is told by a name that no other has.
+    """
     program = _program("alpaca_eval")
     if program is None:
         return f"alpaca_eval is not installed (pip install alpaca-eval): {outputs} is there for it"
     if not any(os.environ.get(key) for key in KEYS):
         return f"alpaca_eval has no judge: none of {', '.join(KEYS)} is set; {outputs} is there for it"
-    command = [program, "evaluate", "--model_outputs", str(outputs), "--output_path", str(folder)]
+    name = f"larpo-{uuid.uuid4().hex[:12]}"
+    command = [program, "evaluate", "--model_outputs", str(outputs), "--output_path", str(folder), "--name", name]
+    command += ["--is_overwrite_leaderboard", "True", "--is_cache_leaderboard", "False"]
     if judges.annotator:
         command += ["--annotators_config", judges.annotator]
     failed = _run(command, judges.timeout_s)
-    return failed or f"alpaca_eval: {_leaderboard(folder)}"
+    return failed or f"alpaca_eval: {_scores(folder, name)}"
 
 
 def run_lm_eval(model: Path, dtype: str, folder: Path, judges: Judges) -> str:
@@ -64,12 +70,12 @@ def _run(command: Sequence[str], limit_s: float) -> str:
     return f"{name} ended with exit code {done.returncode}: {' | '.join(words[-3:]) or 'it said nothing'}"
 
 
-def _leaderboard(folder: Path) -> str:
-    """The scores of the newest leaderboard that the program wrote below the folder."""
+def _scores(folder: Path, name: str) -> str:
+    """Those of our model in the newest leaderboard that the program wrote below the folder."""
     files = sorted(folder.rglob("leaderboard.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
         return f"done, but no leaderboard.csv is in {folder}"
     with files[-1].open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    scores = [f"{name} {rows[0][name]}" for name in _SCORES if rows and rows[0].get(name)]
-    return f"{', '.join(scores) or 'no scores'} ({files[-1]})"
+        own = next((row for row in csv.DictReader(file) if name in row.values()), {})
+    scores = [f"{column} {own[column]}" for column in _SCORES if own.get(column)]
+    return f"{', '.join(scores) or f'no scores of {name}'} ({files[-1]})"

@@ -88,6 +88,14 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def reader_fingerprint(folder: Path) -> str:
+    """The same over all that decides what a model makes of a text: its tokenizer and chat template too."""
+    digest = hashlib.sha256(fingerprint(folder).encode())
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _COPIED):
+        digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hex; DataError when it cannot be read."""
     try:

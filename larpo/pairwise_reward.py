@@ -15,7 +15,7 @@ from larpo.comparisons import design, fit
 from larpo.conversations import Conversation
 from larpo.errors import DataError
 from larpo.hub import find_model
-from larpo.model_folder import fingerprint
+from larpo.model_folder import reader_fingerprint
 from larpo.pairrm import ARCHITECTURE, load_pairrm, pairrm_row, token_ids
 from larpo.reward_config import Ranker
 from larpo.rewards import Request, Reward
@@ -55,7 +55,7 @@ class PairwiseReward:
         )
         self._model.to(self._device).eval()
         knobs = (section.dtype, section.max_tokens, section.comparisons, section.template)
-        self.fingerprint = f"{stable_hash('pairwise', fingerprint(folder), *knobs):016x}"
+        self.fingerprint = f"{stable_hash('pairwise', reader_fingerprint(folder), *knobs):016x}"
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
         return self.score_lists([(prompt, responses)])[0]

@@ -8,7 +8,7 @@ compare within the list that was asked for, and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -108,6 +108,14 @@ def check_reward(section: RewardSection) -> None:
     reward_folder(section)
     for part in section.parts:
         check_reward(part)
+
+
+def check_answer_keys(section: RewardSection, prompts: Iterable[Prompt]) -> None:
+    """DataError where a verifier of the section cannot give a right answer to such prompts its whole reward."""
+    if any(part.kind == "verifier" and part.name == "reasoning_gym" for part in section.sections()):
+        from larpo.verifiers import check_answers
+
+        check_answers(prompts)
 
 
 def reward_folder(section: RewardSection) -> Path | None:

@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +45,10 @@ def last_number(text: str) -> str | None:
 
 
 def reasoning_gym(prompt: Prompt, response: str) -> float:
-    """What reasoning-gym's own `score_answer` gives for the last number of the response; 0 without one.
+    """What reasoning-gym's own `score_answer` gives for the answer in the response; 0 without one.
+
+    Where the gold answer is a number, that is the response's last number. Else it is what the response puts between
+    <answer> and </answer>, reasoning-gym's own form, or as many of its last lines as the gold answer has.
 
     `prompt.answer_key` is `{"task": name, "answer": str, "metadata": {...}}`. A right answer gives exactly
     1.0. A wrong one gives what the task gives: nothing for most wrong numbers, but chain_sum, gcd, lcm and
@@ -53,17 +56,37 @@ def reasoning_gym(prompt: Prompt, response: str) -> float:
     312: 0.67). So "met" is a reward of 1.0, never a reward above 0.
     """
     task, answer = _gold(prompt, "task"), _gold(prompt, "answer")
-    if last_number(answer) is None:
-        raise DataError(
-            f"prompt {prompt.id!r} of task {task!r} has the answer {answer!r}, which holds no number; the "
-            "reasoning_gym verifier compares last numbers: choose tasks with numeric answers"
-        )
-    number = last_number(response)
-    if number is None:
+    found = last_number(response) if _NUMBER.fullmatch(answer.strip()) else _last_answer(response, answer)
+    if found is None:
         return 0.0
     question = prompt.messages[-1].content if prompt.messages else ""
     entry = {"question": question, "answer": answer, "metadata": _gold(prompt, "metadata")}
-    return float(_score_answer(task)(number, entry))
+    return float(_score_answer(task)(found, entry))
+
+
+def _last_answer(response: str, gold: str) -> str | None:
+    """What is marked as the answer, or as many last lines as the gold answer has."""
+    marked = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
+    if marked:
+        return marked[-1].strip()
+    lines = [line.rstrip() for line in response.strip().splitlines() if line.strip()]
+    return "\n".join(lines[-max(1, len(gold.strip().splitlines())) :]) or None
+
+
+def check_answers(prompts: Iterable[Prompt]) -> None:
+    """DataError for a task of reasoning-gym whose own answers its scorer does not take from a text: one of each task.
+
+    Some tasks want another form than the answer that they give; a policy could learn nothing from their rewards.
+    """
+    seen = set()
+    for prompt in prompts:
+        task, answer = _gold(prompt, "task"), _gold(prompt, "answer")
+        if task not in seen and reasoning_gym(prompt, f"<answer>{answer}</answer>") < 1.0:
+            raise DataError(
+                f"task {task!r} of reasoning_gym: its scorer gives less than 1 to its own answer {answer!r} of prompt"
+                f" {prompt.id!r}, as the reasoning_gym verifier reads it; leave the task out of prompts.tasks"
+            )
+        seen.add(task)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ goes on after an interruption. At the end the table over seeds is printed, and w
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def _seeds(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the arm that runs, as Ctrl-C does
     return exit_code(lambda: _run(options), "interrupted; the same command goes on")
 
 
@@ -60,8 +62,10 @@ def _tell(grid: Grid) -> int:
     print(*columns([TABLE_HEADER, *table(results, grid.arms)]), sep="\n")
     folder = grid.runs[0].result.parent
     (folder / "table.md").write_text(markdown(results, grid.arms) + "\n", encoding="utf-8")
-    (folder / "plot.svg").write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")
-    print(f"\ntable  {folder / 'table.md'}\nplot   {folder / 'plot.svg'}")
+    print(f"\ntable  {folder / 'table.md'}")
+    if any(result.is_judged for result in results):
+        (folder / "plot.svg").write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")
+        print(f"plot   {folder / 'plot.svg'}")
     return 0
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.grid import make_grid
+from actors.grid import make_grid, run_grid
 from actors.sharing import evaluation_knobs, lists_knobs
 from larpo.errors import ConfigError, DataError
 from larpo.experiment import ArmResult
-from larpo.recipe import load_config
+from larpo.recipe import config_to_yaml, load_config
 from larpo.records import read_lists
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,24 @@ def test_a_result_of_other_knobs_is_not_taken_for_this_one(tmp_path):
     result = ArmResult(run.arm, 0, done, {}, {}, json.loads(json.dumps(run.knobs)), {})
     run.result.write_text(result.to_json())
     assert [found.arm for found in grid.results()] == ["pairwise"]
-    with pytest.raises(DataError, match=r"made with other knobs: sampling\.k: 8 -> 4\. Give another --results"):
+    with pytest.raises(DataError, match=r"is of other knobs: sampling\.k: 8 -> 4\. Remove it, or give other folders"):
         make_grid("small-objectives", ["sampling.k=4"], [0], tmp_path).results()
     slower = make_grid("small-objectives", ["policy.dtype=float32", "samplers.lease_s=900"], [0], tmp_path)
     assert [found.arm for found in slower.results()] == ["pairwise"]
+
+
+def test_a_run_folder_of_other_knobs_is_not_resumed_for_this_one(tmp_path):
+    """Whatever folder the results go to: the run's own is the same."""
+    old, new = (
+        make_grid("small-objectives", [f"run.output_dir={tmp_path}", f"sampling.k={k}"], [0], tmp_path / f"results-{k}")
+        for k in (8, 4)
+    )
+    folder = old.runs[0].folder
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config_to_yaml(old.runs[0].config))
+    with pytest.raises(DataError, match=rf"{folder} is of other knobs: sampling\.k: 8 -> 4\. Remove it"):
+        run_grid(new, print)
+    assert not list(tmp_path.glob("results-4/*"))
 
 
 @pytest.mark.parametrize(

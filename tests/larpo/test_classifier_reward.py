@@ -131,6 +131,14 @@ def test_the_fingerprint_is_that_of_weights_and_knobs(llama, bert):
     assert len({same, fingerprint(bert), fingerprint(llama, dtype="float32"), fingerprint(llama, max_tokens=9)}) == 4
 
 
+def test_the_fingerprint_is_that_of_the_chat_template_too(make_llama):
+    folder = make_llama(0)
+    before = ClassifierReward(Classifier(model=str(folder))).fingerprint
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    assert ClassifierReward(Classifier(model=str(folder))).fingerprint != before
+
+
 def test_a_recipe_names_it(llama):
     section = RewardSection(kind="sequence_classification", classifier=Classifier(model=str(llama)))
     check_reward(section)

@@ -52,6 +52,19 @@ def test_the_table_has_a_row_an_arm_in_the_order_of_the_grid():
     assert rows[2][4:] == ("+0.100", "+0.000", "15.0%", "0.750", "0.500")
 
 
+def test_arms_without_held_out_rewards_have_a_row_and_no_plot():
+    """Those of a pairwise ranker, whose rewards have mean 0 in every list."""
+    unjudged = ArmResult("pairrm", 0, {"run/seconds": 9.0}, {}, {"lists/reward_gap": 0.5}, {}, {})
+    judged = result("rm", 0, 0.1, 0.3)
+    rows = table([unjudged, judged], ["pairrm", "rm"])
+    assert rows[0][:2] == ("pairrm", "0")
+    assert set(rows[0][2:5]) == {"-"}
+    assert rows[1][3] == "0.300"
+    assert "pairrm" not in arm_plot([unjudged, judged], ["pairrm", "rm"], "both")
+    with pytest.raises(DataError, match="no arm has held-out rewards"):
+        arm_plot([unjudged], ["pairrm"], "none")
+
+
 def test_the_page_table_has_as_many_cells_in_each_line():
     lines = markdown([*PAIRS, *LISTS], ("pairwise", "listmle")).splitlines()
     assert len(lines) == 4

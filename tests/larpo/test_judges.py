@@ -42,17 +42,25 @@ def test_win_rates_come_from_the_leaderboard_that_it_writes(on_path, tmp_path, m
     on_path(
         "alpaca_eval",
         f'echo "$@" > {tmp_path}/called; mkdir -p "$5/judge"\n'
-        r'printf ",win_rate,length_controlled_winrate\ntuned,12.5,14.25\n" > "$5/judge/leaderboard.csv"',
+        r'printf ",win_rate,length_controlled_winrate\nbest known,97.5,96.5\n$7,12.5,14.25\nours,1,2\n"'
+        ' > "$5/judge/leaderboard.csv"',
     )
     out = tmp_path / "out"
     said = run_alpaca_eval(tmp_path / "outputs.json", out, Judges(annotator="gpt4"))
     called = (tmp_path / "called").read_text().split()
-    assert (
-        called
-        == f"evaluate --model_outputs {tmp_path}/outputs.json --output_path {out} --annotators_config gpt4".split()
-    )
+    assert called[:6] == f"evaluate --model_outputs {tmp_path}/outputs.json --output_path {out} --name".split()
+    given = "--is_overwrite_leaderboard True --is_cache_leaderboard False --annotators_config gpt4"
+    assert called[7:] == given.split()
     assert "length_controlled_winrate 14.25, win_rate 12.5" in said
     assert "secret-key" not in said
+    run_alpaca_eval(tmp_path / "outputs.json", out, Judges())
+    assert (tmp_path / "called").read_text().split()[6] != called[6]
+
+
+def test_a_leaderboard_without_our_model_gives_no_scores(on_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    on_path("alpaca_eval", r'mkdir -p "$5"; printf ",win_rate\nbest known,97.5\n" > "$5/leaderboard.csv"')
+    assert "no scores of larpo-" in run_alpaca_eval(tmp_path / "outputs.json", tmp_path / "out", Judges())
 
 
 @pytest.mark.parametrize(

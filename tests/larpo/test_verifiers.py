@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from larpo.errors import ConfigError, DataError
 from larpo.types import Message, Prompt
 from larpo.verifiers import (
+    check_answers,
     check_verifier_name,
     get_verifier,
     gsm8k,
@@ -97,9 +98,27 @@ def test_reasoning_gym_gives_one_to_every_gold_answer(task):
         assert reasoning_gym(prompt, f"So the answer is {entry['answer']}.") == 1.0
 
 
+@pytest.mark.parametrize("task", ["number_sorting", "spell_backward", "countdown", "time_intervals", "letter_counting"])
+def test_reasoning_gym_reads_answers_that_are_no_numbers(task):
+    """Lists, words, expressions and times of day, on the last line or marked; the last number of one is no answer."""
+    from reasoning_gym import create_dataset
+
+    for entry in create_dataset(task, size=10, seed=7):
+        prompt = arithmetic(task, entry["answer"], entry["metadata"])
+        assert reasoning_gym(prompt, f"I think that it is\n{entry['answer']}\n") == 1.0
+        assert reasoning_gym(prompt, f"1, or <answer>{entry['answer']}</answer>, is my guess.") == 1.0
+        assert reasoning_gym(prompt, "") == 0.0
+        check_answers([prompt])
+
+
+def test_a_task_whose_own_answer_earns_less_than_one_is_refused():
+    prompts = [arithmetic("gcd", "4"), Prompt("odd", (), "number_sorting", {"task": "number_sorting", "answer": "1 2"})]
+    prompts[1].answer_key["metadata"] = {"sorted_numbers": ["1", "2"], "direction": "ascending"}
+    with pytest.raises(DataError, match=r"'number_sorting'.*own answer '1 2' of prompt 'odd'"):
+        check_answers(prompts)
+
+
 def test_reasoning_gym_refuses_what_it_cannot_verify():
-    with pytest.raises(DataError, match=r"'abc'.*numeric"):
-        reasoning_gym(arithmetic("chain_sum", "abc"), "1")
     with pytest.raises(DataError, match=r"no task 'nope'.*chain_sum"):
         reasoning_gym(arithmetic("nope", "1"), "1")
     with pytest.raises(DataError, match="'metadata'"):
