@@ -150,6 +150,8 @@ class RewardPool:
                 causes.append(str(late))
                 await self._replace(number, late)
             except Exception as error:
+                if isinstance(error, RewardError) and self._section.kind == "http":
+                    raise  # its servers were asked as often as reward.endpoint.retries says
                 causes.append(in_short(error))
                 await self._replace(number, error)
             finally:

@@ -132,7 +132,11 @@ def _columns(config: Config) -> list[str]:
     source = config.prompts.source
     given = {name: column for name, column in config.prompts.columns if column is not None}
     if source in BUNDLED_SETS:
-        return [f"prompts.columns has {given}: the bundled set {source!r} takes none; leave it out"] if given else []
+        return (
+            [f"prompts.columns has {given}: the bundled set {source!r} takes none; set prompts.columns={{}}"]
+            if given
+            else []
+        )
     texts = [name for name in ("prompt", "messages") if name in given]
     if len(texts) == 1:
         return []

@@ -17,6 +17,12 @@ def evaluation_problems(config: Config) -> list[str]:
             f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
             "it out"
         )
+    temperatures = settings.sweep.temperatures
+    if len(set(temperatures)) < len(temperatures):
+        problems.append(
+            f"evaluation.sweep.temperatures = {list(temperatures)}: names one twice; name each once, and raise "
+            "evaluation.sweep.samples for more responses"
+        )
     on_the_way = settings.every_steps is not None or settings.patience is not None
     if on_the_way and not settings.each_iteration:
         problems.append(

@@ -121,7 +121,10 @@ class HttpReward:
         value = entry.get("value") if isinstance(entry, dict) else entry
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"a reward is {value!r}, not a number")
-        return finite(float(value), self._failed)
+        try:
+            return finite(float(value), self._failed)
+        except OverflowError as error:
+            raise ValueError("a reward is a whole number too long for a float") from error
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:

@@ -42,13 +42,13 @@ class Double:
 def make_pool(monkeypatch):
     """`make_pool(doubles, replicas, limit)`: a pool that places the doubles in this order."""
 
-    def make(*doubles, replicas=1, limit=5.0):
+    def make(*doubles, replicas=1, limit=5.0, **reward):
         left = list(doubles)
         monkeypatch.setattr(placement, "place_reward", lambda section, name: left.pop(0))
         monkeypatch.setattr(placement, "kill", lambda actor: setattr(actor, "killed", True))
         config = Config.model_validate(
             {
-                "reward": {"replicas": replicas, "cache": False},
+                "reward": {"replicas": replicas, "cache": False, **reward},
                 "timeouts": {"reward_s": limit, "placement_s": 1.0},
             }
         )
@@ -101,6 +101,19 @@ def test_a_dead_replica_is_replaced_and_its_batch_ranked_again(make_pool):
         assert await pool.rank([1]) == [[1]]
         assert dead.killed
         assert failures == [("reward-0", "gone")]
+
+    asyncio.run(go())
+
+
+def test_servers_that_were_asked_as_often_as_they_may_are_not_asked_again(make_pool):
+    async def go():
+        spent = Double(error=RewardError("no answer in 4 attempts"))
+        endpoint = {"addresses": ["http://127.0.0.1:1"], "timeout_s": 0.1, "backoff_s": 0.1}
+        pool, failures = make_pool(spent, Double(), kind="http", endpoint=endpoint)
+        await pool.start()
+        with pytest.raises(RewardError, match="no answer in 4 attempts"):
+            await pool.rank([1])
+        assert (len(spent.batches), spent.killed, failures) == (1, False, [])
 
     asyncio.run(go())
 
