@@ -74,7 +74,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Spread of a prompt's rewards", ("lists/reward_spread",)),
             Panel("Hardness: reward of winners minus losers", ("lists/reward_gap",)),
             Panel("Hardness: overlap of winners and losers", ("lists/overlap",), SHARE),
-            Panel("Hardness: the policy's score of the best minus the worst", ("train/score_gap",)),
+            Panel("Hardness: the policy's score of winners minus losers", ("train/score_gap",)),
             Panel("Ranking accuracy of the policy", ("train/ranking_accuracy",), SHARE),
             Panel("Lists dropped a second", ("lists/dropped_equal_rewards", "lists/dropped_too_few")),
             Panel("Gap of log-probabilities, sampler and trainer", ("train/log_prob_gap", "train/policy_gap")),

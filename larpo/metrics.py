@@ -53,7 +53,7 @@ _TRAIN = _gauges(
     ("tokens_per_second", "tokens/s", "tokens in packed rows over step seconds"),
     ("kl_to_reference", "nats/token", "estimate of KL(policy || reference), responses weighted by policy / sampler"),
     ("entropy", "nats/token", "entropy of the policy at response tokens, mean"),
-    ("score_gap", "nats", "policy score of the best minus the worst candidate, mean over lists"),
+    ("score_gap", "nats", "policy score of winners minus losers, mean over lists"),
     ("log_prob_gap", "nats/token", "mean |sampler - trainer| log-probability a token, under equal weights"),
     ("policy_gap", "nats/token", "mean |sampler - trainer| log-probability a token, after the trainer moved on"),
     ("staleness_mean", "publications", "of weights between asking for a fresh list's prompt and training on it, mean"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from larpo.hardness import score_gap
 from larpo.list_step import ListOutcome
 
 MAX_WEIGHT = 10.0  # of one response in the estimate of the divergence
@@ -88,7 +89,6 @@ def _freshness(sums: Mapping[str, float], stalest: float, on_policy: bool) -> di
 def _list_sums(outcome: ListOutcome) -> dict[str, float]:
     rewards = [candidate.reward or 0.0 for candidate in outcome.source.candidates]
     scores = outcome.scores_M.tolist()
-    best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
     pairs = [(i, j) for i in range(len(rewards)) for j in range(len(rewards)) if rewards[i] > rewards[j]]
     fresh, gap = _sampler_gap(outcome)
     tokens = sum(len(candidate.token_ids) for candidate in outcome.source.candidates)
@@ -100,7 +100,7 @@ def _list_sums(outcome: ListOutcome) -> dict[str, float]:
         "response_tokens": tokens,
         **_kl_sums(outcome),
         "entropy": float(outcome.token_entropies_N.sum()),
-        "score_gap": scores[best] - scores[worst],
+        "score_gap": score_gap(scores, rewards) if pairs else 0.0,
         "ordered_pairs": len(pairs),
         "right_pairs": sum(scores[i] > scores[j] for i, j in pairs),
         "fresh_tokens": fresh,

@@ -1,6 +1,7 @@
 """Metrics of a step, from outcomes small enough to compute by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,21 @@ def test_metrics_of_one_list(outcome):
             "train/log_prob_gap": (0.1 + 0.1 + 0.2) / 3,
         }
     )
+
+
+def test_the_score_gap_is_between_winners_and_all_losers(outcome, make_list):
+    """As `hardness` defines it for rewards; the position of equal candidates is of no account."""
+    item = make_list(0, (1, 1, 1, 1), rewards=(0.2, 1.0, 0.2, 0.5))
+    four = replace(
+        outcome(source=item, scores=(3.0, 4.0, 1.0, 0.5)),
+        log_probs_M=torch.zeros(4),
+        reference_M=torch.zeros(4),
+        token_log_probs_N=torch.zeros(4),
+        token_entropies_N=torch.zeros(4),
+    )
+    assert metrics_of([four])["train/score_gap"] == pytest.approx(4.0 - (3.0 + 1.0 + 0.5) / 3)
+    equal = replace(four, source=make_list(0, (1, 1, 1, 1), rewards=(0.5, 0.5, 0.5, 0.5)))
+    assert "train/score_gap" not in metrics_of([equal])
 
 
 def test_means_are_over_all_lists_of_all_ranks(outcome):
