@@ -86,7 +86,7 @@ def _finish(run: OfflineRun, _: None) -> Results:
     """The model folder, and what the trained policy makes of the held-out lists against the base policy."""
     before, after = _result(run, 0), _result(run, 1)
     metrics: dict[str, float] = {}
-    table = "no held-out rows (preferences.heldout_count = 0): nothing to compare"
+    table = "no held-out rows (preferences.heldout_count, less what was left out): nothing to compare"
     if before is not None and after is not None:
         resamples, seed = run.config.evaluation.bootstrap, run.config.run.seed
         metrics = list_done_record(before, after, resamples=resamples, seed=seed)

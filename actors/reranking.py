@@ -48,6 +48,10 @@ async def rerank_all(evaluation: PreparedEvaluation, say: Callable[[str], None])
             for start in range(0, len(lists), batch):
                 part = lists[start : start + batch]
                 found = await pool.rank([(item.prompt, [c.text for c in item.candidates]) for item in part])
+                failures = [reward.failure for values in found for reward in values if reward.failure]
+                if failures:
+                    what = f"{len(failures)} of its responses could not be scored and get failed_reward"
+                    say(f"{model.name}: {what} of the reranker; the first: {failures[0]}")
                 for item, values in zip(part, found, strict=True):
                     rewards |= {c.id: reward.value for c, reward in zip(item.candidates, values, strict=True)}
                 write_scores(file, rewards)

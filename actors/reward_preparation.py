@@ -14,7 +14,7 @@ from larpo.errors import DataError
 from larpo.home import Home, home_of
 from larpo.home_sessions import begin, new_folder
 from larpo.model_folder import fingerprint
-from larpo.reward_data import LabelledSets, labelled_sets, reward_preferences
+from larpo.reward_data import LabelledList, LabelledSets, labelled_sets, reward_preferences
 from larpo.reward_model import check_adapters, find_base
 from larpo.reward_step import planned_batches
 from larpo.reward_training_config import RewardTraining, load_reward_training
@@ -95,7 +95,7 @@ def create_reward_folder(run: PreparedRewardRun) -> None:
     lists = (*run.sets.train, *run.sets.heldout)
     inputs = {
         "base model": run.base_fingerprint,
-        "preferences": f"{stable_hash(*((item.prompt_id, item.conversations, item.labels) for item in lists)):016x}",
+        "preferences": f"{stable_hash(*(_identity(item) for item in lists)):016x}",
     }
     if run.resumed:
         check_inputs(run.folder / INPUTS_FILE, inputs)
@@ -103,6 +103,10 @@ def create_reward_folder(run: PreparedRewardRun) -> None:
         new_folder(run.home)
         write_inputs(run.folder, run.config, inputs, ("checkpoints", "evaluation"))
     begin(run.home)
+
+
+def _identity(item: LabelledList) -> tuple[Any, ...]:
+    return item.prompt_id, item.conversations, item.labels, item.margin
 
 
 def _reach(config: RewardTraining, base: Path) -> tuple[Any, int]:

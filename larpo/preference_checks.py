@@ -19,6 +19,11 @@ def preference_problems(config: Config) -> list[str]:
             f"training.iterations = {training.iterations}: a run on a dataset has one iteration; set "
             "training.iterations=1, and training.epochs for more passes"
         )
+    if section.columns.margin is not None:
+        problems.append(
+            f"preferences.columns.margin = {section.columns.margin!r}: no objective of a policy takes margins, only"
+            " scripts.train_reward does; leave it out"
+        )
     if config.lists.negatives != "sampled":
         problems.append(
             f"lists.negatives = {config.lists.negatives!r}: a dataset brings its own losers; leave the knob out"

@@ -167,6 +167,7 @@ def test_a_recipe_that_cannot_train_on_a_dataset_is_refused(overrides, says):
         ("{prompt: q, messages: m, response: a}", "names prompt and messages: name one"),
         ("{prompt: q, response: a, rewards: r}", "preferences.columns.rewards: goes with responses"),
         ("{prompt: q, responses: a, margin: m}", "preferences.columns.margin: goes with chosen"),
+        ("{prompt: q, chosen: a, rejected: b, margin: m}", "columns.margin = 'm': no objective of a policy takes"),
     ],
 )
 def test_columns_that_make_no_answer_are_refused(columns, says):
