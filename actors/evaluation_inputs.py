@@ -18,7 +18,7 @@ from larpo.policy import PreparedPolicy, open_policy, prepare_policy
 from larpo.prompts import drop_long, load_prompts
 from larpo.recipe import config_to_yaml, load_config, recipe_name
 from larpo.records import list_parts, read_lists
-from larpo.rewards import check_reward
+from larpo.rewards import check_answer_keys, check_reward, reward_identity
 from larpo.types import CandidateList, Prompt, stable_hash
 
 
@@ -42,6 +42,8 @@ class PreparedEvaluation:
     prompts: tuple[Prompt, ...]
     models: tuple[EvaluatedModel, ...]
     notes: tuple[str, ...]  # what was left out and why
+    reward: str  # identity of what gives the rewards, with the code or the model behind it
+    reranker: str  # the same of the recipe's reranker; empty without one
 
     def samples_of(self, model: EvaluatedModel) -> Path:
         """Where its responses are recorded."""
@@ -53,9 +55,7 @@ class PreparedEvaluation:
 
     def reranks_of(self, model: EvaluatedModel) -> Path:
         """Where the recipe's reranker has its rewards of the model's responses."""
-        reranker = self.config.evaluation.sweep.reranker
-        name = "" if reranker is None else f"{stable_hash(reranker.model_dump_json()):016x}"
-        return self.folder / "reranks" / f"{model.name}-{name}.json"
+        return self.folder / "reranks" / f"{model.name}-{self.reranker}.json"
 
     def recorded(self, model: EvaluatedModel) -> dict[str, CandidateList]:
         """Prompt id -> its responses that are on disk, without the sampler's log-probabilities, which are half of them.
@@ -118,12 +118,13 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
     Raises ConfigError or DataError naming what cannot be used.
     """
     config = settled(config)
-    check_reward(config.reward)
-    if config.evaluation.sweep.reranker is not None:
-        check_reward(config.evaluation.sweep.reranker)
+    reranker = config.evaluation.sweep.reranker
+    for section in (config.reward, *([reranker] if reranker else [])):
+        check_reward(section)
     heldout = load_prompts(config.prompts).heldout[: config.evaluation.sweep.prompts]
     if not heldout:
         raise ConfigError("prompts.heldout_count = 0: an evaluation needs held-out prompts; hold some out")
+    check_answer_keys(config.reward, heldout)
     opened = [_opened(config, heldout, name, model) for name, model in models]
     limit, notes = config.prompts.max_prompt_tokens, []
 
@@ -137,7 +138,15 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
         )
     if not kept:
         raise DataError(f"no held-out prompt is left: {notes[-1]}; raise the knob")
-    return PreparedEvaluation(config, folder.resolve(), kept, tuple(opened), tuple(notes))
+    return PreparedEvaluation(
+        config,
+        folder.resolve(),
+        kept,
+        tuple(opened),
+        tuple(notes),
+        reward=reward_identity(config.reward),
+        reranker=reward_identity(reranker) if reranker else "",
+    )
 
 
 def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) -> EvaluatedModel:
@@ -174,7 +183,7 @@ def begin(evaluation: PreparedEvaluation) -> None:
         "max_new_tokens": config.sampling.max_new_tokens,
         "stop": list(config.sampling.stop),
         "dtype": config.policy.dtype,
-        "reward": f"{stable_hash(config.reward.model_dump_json()):016x}",
+        "reward": evaluation.reward,
     }
     models = {
         model.name: f"{model.policy.fingerprint}-{stable_hash(model.stop_token_ids):016x}"

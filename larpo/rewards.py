@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from larpo.errors import ConfigError
+from larpo.model_folder import reader_fingerprint
 from larpo.reward_config import Reward as RewardSection
-from larpo.types import Prompt
+from larpo.types import Prompt, stable_hash
+from larpo.user_function import source_version
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,23 @@ def reward_folder(section: RewardSection) -> Path | None:
 
         return pooling_folder(section.pooling)
     return None
+
+
+def reward_identity(section: RewardSection) -> str:
+    """16 hex digits that change with the section, and with the code or the model behind it; a server is not asked."""
+    parts = []
+    for part in section.sections():
+        behind = ""
+        if part.kind == "verifier":
+            from larpo.verifiers import verifier_version
+
+            behind = verifier_version(part.name)
+        elif part.kind == "callable":
+            behind = source_version(part.name, "callable")
+        elif (folder := reward_folder(part)) is not None:
+            behind = reader_fingerprint(folder)
+        parts.append(behind)
+    return f"{stable_hash(section.model_dump_json(), *parts):016x}"
 
 
 def finite(value: float, failed_reward: float) -> Reward:

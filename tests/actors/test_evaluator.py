@@ -206,6 +206,14 @@ def test_another_reward_model_or_other_settings_are_refused(house, prepared):
         answer(prepared("base"))
 
 
+def test_a_verifier_that_has_changed_is_refused_though_nothing_is_missing(house, prepared, monkeypatch):
+    answer(prepared("base"))
+    prepared("base")
+    monkeypatch.setattr("larpo.verifiers.verifier_version", lambda name: "another")
+    with pytest.raises(DataError, match="begun with other values of reward"):
+        prepared("base")
+
+
 def test_rewards_that_only_compare_responses_do_not_compare_models(house, prepared):
     house.joint = True
     answer(prepared("base"))
