@@ -17,7 +17,6 @@ from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
 from actors.pool import SamplerPool
 from actors.reranking import rerank_all, unreranked
 from actors.reward_pool import RewardPool
-from actors.room import draining_nodes
 from actors.sampler import SampleTask
 from actors.scoring import score_all, unscored
 from larpo.config import Config
@@ -162,7 +161,6 @@ def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[s
         config.timeouts,
         prompts_per_sampler=-(-config.samplers.max_num_seqs // config.evaluation.sweep.samples) + 1,
         on_failure=on_failure,
-        draining=draining_nodes,
     )
 
 
