@@ -36,7 +36,9 @@ _OF_THE_MACHINE = (
     "timeouts.",
     "telemetry.",
     "samplers.lease_s",
+    "samplers.cpu_cores",
     "reward.timeout_s",
+    "training.threads",
     "training.zero_stage",  # stages differ by rounding
 )
 _HARDNESS = ("lists/reward_gap", "lists/overlap", "lists/reward_mean", "lists/reward_best", "lists/size")
