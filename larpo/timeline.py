@@ -52,8 +52,9 @@ def _lanes(log: RunLog) -> list[int]:
         span = log.spans[number]
         start, end = _microseconds(log, span.start), _microseconds(log, span.end)
         own = ends.setdefault(span.actor, [])
-        lanes[number] = next((lane for lane, before in enumerate(own) if before <= start), len(own))
-        own[lanes[number] :] = [end, *own[lanes[number] + 1 :]]
+        lane = next((lane for lane, before in enumerate(own) if before <= start), len(own))
+        own[lane : lane + 1] = [end]
+        lanes[number] = lane
     return lanes
 
 
