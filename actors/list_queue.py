@@ -164,7 +164,7 @@ class ListQueue:
             prompt_ids=tuple(item.prompt.id for item in lists),
             planned_share=self._planned_share(lists),
             publication=self._published_before(0),
-            publishes=self._published_before(1) > self._published_before(0) and not self._is_last,
+            publishes=self._published_before(1) > self._published_before(0) and self._closed < self._iteration,
         )
         self._journal = self._journal.after(work)
         return work, lists
@@ -172,11 +172,6 @@ class ListQueue:
     def _published_before(self, steps: int) -> int:
         """Publications of the iteration before the step that comes after so many more; 0 without a bound."""
         return 0 if self._bound is None else self._bound.publication(self._step() + steps)
-
-    @property
-    def _is_last(self) -> bool:
-        """Whether nothing of the iteration is left."""
-        return self._closed >= self._iteration and not self._queue
 
     def _end_iteration(self, position: int) -> IterationEnd:
         work = IterationEnd(position, self._iteration)

@@ -31,6 +31,12 @@ def _memory(options: argparse.Namespace) -> Result:
     return run_memory(options.policy, sizes, options.repetitions, shape, options.logit_tokens)
 
 
+def _rows(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.rows import run_rows
+
+    return run_rows(options.policy, options.repetitions)
+
+
 def _gpu(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.gpu import Work, run_gpu
 
@@ -77,6 +83,7 @@ def _startup(options: argparse.Namespace) -> Result:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "trainer": _trainer,
+    "rows": _rows,
     "memory": _memory,
     "gpu": _gpu,
     "sampler": _sampler,

@@ -23,7 +23,7 @@ from typing import Any
 
 from larpo.compute_type import settled
 from larpo.config import Config
-from larpo.policy import PreparedPolicy, prepare_policy
+from larpo.policy import prepare_policy
 from scripts.benchmarks.lists import PROMPT_TOKENS, RESPONSE_TOKENS, random_list
 from scripts.benchmarks.measuring import (
     BenchmarkError,
@@ -72,10 +72,10 @@ class Steps:
 
 def run_trainer(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int]) -> Result:
     """Both comparisons for each number of candidates."""
-    config, prepared = _prepared(policy)
+    folder, dtype = prepared_policy(policy)
     rows, notes = [], []
     for candidates in sizes:
-        steps = Steps(str(prepared.path), config.policy.dtype, candidates, repetitions, 1, *shape)
+        steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
         ours, theirs = _both(steps)
         fast, slow = rates("larpo", ours["seconds"]), rates("TRL", theirs["seconds"])
         rows.append(Comparison(f"step, k = {candidates}", "lists/s", fast, slow, SPEED_TARGETS.get(candidates, "")))
@@ -89,20 +89,21 @@ def run_trainer(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tu
 
 def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int) -> Result:
     """Peak memory of a trainer process on the same steps, and of the log-probabilities of so many response tokens."""
-    config, prepared = _prepared(policy)
+    folder, dtype = prepared_policy(policy)
     rows = []
     for candidates in sizes:
-        steps = Steps(str(prepared.path), config.policy.dtype, candidates, repetitions, 1, *shape)
+        steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
         ours, theirs = _both(steps)
         peak, other = Series("larpo", (ours["memory_gib"],)), Series("TRL", (theirs["memory_gib"],))
         rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
-    row, note = logit_comparison(LogitWork(str(prepared.path), config.policy.dtype, tokens), repetitions)
+    row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
     return Result("memory", _settings(steps, sizes) | {"logit_tokens": tokens}, (*rows, row), (note,))
 
 
-def _prepared(policy: str) -> tuple[Config, PreparedPolicy]:
+def prepared_policy(policy: str) -> tuple[Path, str]:
+    """Its folder, and the type that this machine trains it in."""
     config = settled(Config.model_validate({"policy": {"model": policy}}))
-    return config, prepare_policy(config.policy)
+    return prepare_policy(config.policy).path, config.policy.dtype
 
 
 def _settings(steps: Steps, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -127,36 +128,44 @@ def _apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
 
 def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Steps of the trainer's engine in a Ray Train worker."""
+    steps = Steps(**settings)
+    optimizer = {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9}
+    return in_train_worker(_timed_loop, trainer_config(steps.policy, steps.dtype, optimizer=optimizer), steps)
+
+
+def trainer_config(policy: str, dtype: str, **training: Any) -> Config:
+    """LambdaRank, by one worker that has all cores, as the other side; Ray would give a worker of one CPU one."""
+    knobs = {
+        "policy": {"model": policy, "dtype": dtype},
+        "objective": {"name": "lambdarank", "beta": BETA},
+        "training": {"threads": len(os.sched_getaffinity(0)), **training},
+    }
+    return settled(Config.model_validate(knobs))
+
+
+def in_train_worker(loop: Callable[[dict[str, Any]], None], config: Config, work: Any) -> dict[str, Any]:
+    """What `loop` writes to the file `target` of its settings, as JSON, in a Ray Train worker of this process's Ray."""
     import ray
 
     from actors.capacity import Bundle
     from actors.placement import start_ray
     from actors.training_group import fit_group
 
-    steps = Steps(**settings)
-    knobs = {
-        "policy": {"model": steps.policy, "dtype": steps.dtype},
-        "objective": {"name": "lambdarank", "beta": BETA},
-        "training": {
-            "optimizer": {"learning_rate": RATE, "betas": (0.9, 0.999), "clip_norm": 1e9},
-            "threads": len(os.sched_getaffinity(0)),  # as the other side's; Ray would give a worker of one CPU one
-        },
-    }
-    config = settled(Config.model_validate(knobs))
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "steps.json"
+        spec = WorkerWork(work, config, str(Path(folder) / "found.json"))
         start_ray(config, "bench", [[Bundle("trainer worker", config.training.resources_per_worker)]])
         try:
-            spec = _Timed(steps, config, str(target))
-            fit_group(_timed_loop, spec, Path(folder) / "train", config.training, step_s=config.timeouts.step_s)
+            fit_group(loop, spec, Path(folder) / "train", config.training, step_s=config.timeouts.step_s)
         finally:
             ray.shutdown()
-        return json.loads(target.read_text())
+        return json.loads(Path(spec.target).read_text())
 
 
 @dataclass(frozen=True)
-class _Timed:
-    steps: Steps
+class WorkerWork:
+    """What a Ray Train worker is given as `spec`."""
+
+    work: Any
     config: Config
     target: str
 
@@ -166,17 +175,18 @@ def _timed_loop(settings: dict[str, Any]) -> None:
     from actors.trainer_engine import TrainerEngine
     from actors.work import StepWork
 
-    spec: _Timed = settings["spec"]
-    engine = TrainerEngine(spec.config, Path(spec.steps.policy), 0, 1)
+    spec: WorkerWork = settings["spec"]
+    steps: Steps = spec.work
+    engine = TrainerEngine(spec.config, Path(steps.policy), 0, 1)
     engine.load_reference(None)
     durations, losses = [], []
-    for number, item in enumerate(spec.steps.lists()):
+    for number, item in enumerate(steps.lists()):
         work = StepWork(number, 0, 0, (item,), (item.prompt.id,), 0.0)
         started = time.perf_counter()
         metrics, _ = engine.step(work, RATE, "reference", on_policy=True)
         durations.append(time.perf_counter() - started)
         losses.append(metrics["train/loss"])
-    found = {"seconds": durations[spec.steps.warm_ups :], "losses": losses, "memory_gib": metrics["train/memory_gib"]}
+    found = {"seconds": durations[steps.warm_ups :], "losses": losses, "memory_gib": metrics["train/memory_gib"]}
     Path(spec.target).write_text(json.dumps(found))
 
 

@@ -50,7 +50,9 @@ class Publications:
         }
         samplers |= {"resources": {"CPU": 1.0 / self.samplers}}  # so that one machine holds any number
         policy = {"model": self.policy, "dtype": self.dtype}
-        return Config.model_validate({"policy": policy, "samplers": samplers, "sampling": {"k": RESPONSES}})
+        weights = {"on_update": "span"}  # else the end of the responses under way would be counted
+        knobs = {"policy": policy, "samplers": samplers, "weights": weights, "sampling": {"k": RESPONSES}}
+        return Config.model_validate(knobs)
 
 
 def run_weights(policy: str, gib: float, samplers: int, repetitions: int) -> Result:

@@ -43,6 +43,22 @@ def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path
     assert tenth == 1
 
 
+def test_nothing_is_published_within_an_iteration_that_no_prompt_is_left_of(tmp_path):
+    """Nobody would sample with it: the next iteration begins with the weights of this one's end."""
+
+    async def go():
+        stream = ListStream(make_async(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        for number in range(8):
+            await stream.ask(f"p{number}")
+        await stream.offer([make_list(0, number) for number in range(8)])
+        await stream.close_iteration(0)
+        return [await take(stream, position) for position in range(2)]
+
+    assert [(work.list_count, work.publishes) for work in asyncio.run(go())] == [(4, False), (4, False)]
+
+
 def test_a_step_waits_for_a_list_that_would_be_too_stale_after_it(tmp_path):
     """With no staleness allowed and one step between publications, whoever was asked first must be in it."""
 

@@ -375,7 +375,7 @@ def test_constraints_between_knobs(overrides, expected):
 def test_adapters_with_dropout_share_no_rows():
     lora = "policy.lora={rank: 4, dropout: 0.1}"
     assert "training.shared_row_tokens = 512: policy.lora.dropout" in refusal(lora, "training.shared_row_tokens=512")
-    load_config("quickstart", [lora])
+    load_config("quickstart", [lora, "training.shared_row_tokens=0"])
     load_config("quickstart", ["policy.lora.rank=4", "training.shared_row_tokens=512"])
 
 
