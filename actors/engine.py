@@ -219,10 +219,17 @@ def engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
         # An actor's GPUs lie on one node, and so do the processes of vLLM's own executor. Ray's executor wants a
         # placement group, and its workers may lie on other nodes, where neither our buckets in shared memory nor the
         # watch over orphans reach.
-        "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
+        "distributed_executor_backend": _executor(options.tensor_parallel_size, on_cpu=current_platform.is_cpu()),
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
     }
+
+
+def _executor(engines_gpus: int, *, on_cpu: bool) -> str | None:
+    """By vLLM's name, or our own by its path; None: vLLM's choice, which on one GPU is the engine's own process."""
+    if engines_gpus > 1:
+        return "mp"
+    return "actors.cpu_executor.OwnProcessExecutor" if on_cpu else None
 
 
 def _sample(output: Any) -> Sample:

@@ -165,7 +165,7 @@ def judged(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers], *, w
             if judges.alpaca_eval:
                 lines.append(f"{model.name}: {run_alpaca_eval(file, folder / model.name / 'alpaca_eval', judges)}")
         if judges.lm_eval_tasks:
-            result = run_lm_eval(model.policy.path, config.policy.dtype, folder / model.name / "lm_eval", judges)
+            result = run_lm_eval(model.policy, config.policy.dtype, folder / model.name / "lm_eval", judges)
             lines.append(f"{model.name}: {result}")
     return lines
 
@@ -179,16 +179,16 @@ def write_samples(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers
     rows = [
         {
             "model": of_model.name,
-            "prompt_id": prompt_id,
+            "prompt_id": prompt.id,
             "temperature": candidate.temperature,
             "reward": candidate.reward,
-            "answer": read(candidate.text) if read else None,
+            "answer": read(prompt, candidate.text) if read else None,
             "tokens": len(candidate.token_ids),
             "finish_reason": candidate.finish_reason,
             "text": candidate.text,
         }
         for of_model in answers
-        for number, prompt_id in enumerate(of_model.prompt_ids)
+        for number, prompt in enumerate(of_model.prompts)
         for candidate in of_model.responses_to(number)
     ]
     partial = evaluation.folder / (SAMPLES_FILE + ".partial")

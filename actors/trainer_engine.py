@@ -26,7 +26,7 @@ from larpo.list_step import (
     pass_counts,
     rows_of,
     step_lists,
-    stored_reference,
+    stored_references,
     turns,
 )
 from larpo.log_probs import PackedLogProbs, check_packed
@@ -175,17 +175,12 @@ class TrainerEngine(ZeroEngine):
 
         None are computed where the policy's own passes will give them.
         """
-        needed, sharded = self._objective.spec.reference, self._config.training.stage == 3
+        needed = self._objective.spec.reference
         passes = needed and not policy_is_reference
         rows = [rows_of(item, self._config.training.row_tokens) for item in lists]
         empty_passes = self._agree_on_passes([turn.row for turn in turns(rows, self._shared_tokens)])
-        references = [stored_reference(item.candidates, reference_name) if needed else None for item in lists]
-        missing = [number for number, found in enumerate(references) if passes and (found is None or sharded)]
-        computed: dict[str, tuple[float, str]] = {}
-        for number, found in zip(missing, self._references_of([rows[n] for n in missing]), strict=True):
-            references[number] = found
-            values = zip(lists[number].candidates, found, strict=True)
-            computed |= {candidate.id: (float(value), reference_name) for candidate, value in values}
+        values = [stored_references(item.candidates, reference_name) for item in lists]
+        computed = self._fill(values, lists, rows) if passes else {}
         for _ in range(empty_passes if passes else 0):
             self._reference_log_probs((empty_row(),))
         packed = [
@@ -193,12 +188,37 @@ class TrainerEngine(ZeroEngine):
                 source=item,
                 rows=item_rows,
                 rewards_M=torch.tensor([candidate.reward for candidate in item.candidates]),
-                reference_M=found,
-                policy_is_reference=needed and found is None,
+                reference_M=None if not needed or None in of_list else torch.tensor(of_list),
+                policy_is_reference=needed and None in of_list,
             )
-            for item, item_rows, found in zip(lists, rows, references, strict=True)
+            for item, item_rows, of_list in zip(lists, rows, values, strict=True)
         ]
-        return packed, computed
+        return packed, {candidate: (value, reference_name) for candidate, value in computed.items()}
+
+    def _fill(
+        self,
+        values: Sequence[list[float | None]],
+        lists: Sequence[CandidateList],
+        rows: Sequence[Sequence[PackedRow]],
+    ) -> dict[str, float]:
+        """Put the reference's log-probabilities where a list has None; returns them by candidate.
+
+        Under ZeRO-3 whole lists are scored, for the ranks have agreed on passes over all rows.
+        """
+        sharded, row_tokens = self._config.training.stage == 3, self._config.training.row_tokens
+        gaps = [[n for n, value in enumerate(of_list) if sharded or value is None] for of_list in values]
+        asked = [number for number, places in enumerate(gaps) if places]
+        scored_rows = [
+            rows[number]
+            if len(gaps[number]) == len(values[number])
+            else rows_of(_only(lists[number], gaps[number]), row_tokens)
+            for number in asked
+        ]
+        computed: dict[str, float] = {}
+        for number, found in zip(asked, self._references_of(scored_rows), strict=True):
+            for place, value in zip(gaps[number], found.tolist(), strict=True):
+                values[number][place] = computed[lists[number].candidates[place].id] = value
+        return computed
 
     def _references_of(self, rows: Sequence[Sequence[PackedRow]]) -> list[Tensor]:
         """Reference log-probabilities [M] of lists with these rows."""
@@ -252,3 +272,7 @@ class TrainerEngine(ZeroEngine):
         """Write the policy to `folder` as that weight version; every rank calls it."""
         bucket, base = self._config.weights.bucket_mib, base_id(self._config.policy.model)
         self.write(folder, bucket_mib=bucket, rank=self._rank, base=base, version=version)
+
+
+def _only(item: CandidateList, places: Sequence[int]) -> CandidateList:
+    return item.replace(candidates=tuple(item.candidates[place] for place in places))

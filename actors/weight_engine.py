@@ -1,4 +1,4 @@
-"""Our weight-transfer backend inside vLLM's worker processes.
+"""Our weight-transfer backend inside vLLM's workers.
 
 vLLM's own backends need GPUs. This one takes each bucket as a safetensors file in shared memory, because an engine's
 worker is a process of its own that cannot resolve Ray object references. vLLM imports `WeightTransferExtension` in

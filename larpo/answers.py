@@ -6,13 +6,14 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from larpo.reward_config import Reward
-from larpo.verifiers import last_boxed, last_number
+from larpo.types import Prompt
+from larpo.verifiers import final_answer, last_boxed, last_number
 
-Answer = Callable[[str], str | None]
+Answer = Callable[[Prompt, str], str | None]
 
 
 def answer_reader(reward: Reward) -> Answer | None:
-    """What reads the final answer of a response, None for one without; None where responses have no final answer."""
+    """What reads the final answer of a response to a prompt, None for one without; None where none has such."""
     return _READERS.get(reward.name) if reward.kind == "verifier" else None
 
 
@@ -23,7 +24,14 @@ def number(response: str) -> str | None:
     ('18.5', '18.5', None)
     """
     found = last_number(response)
-    return None if found is None else f"{Decimal(found).normalize():f}"
+    return None if found is None else _plain(found)
+
+
+def reasoning_gym(prompt: Prompt, response: str) -> str | None:
+    """The answer that the task's scorer is given; equal numbers as one text where the gold answer is a number."""
+    gold = str(prompt.answer_key["answer"])
+    found = final_answer(response, gold)
+    return _plain(found) if found is not None and found == last_number(found) else found
 
 
 def boxed(response: str) -> str | None:
@@ -38,4 +46,12 @@ def boxed(response: str) -> str | None:
     return number(response) if found is None else "".join(found.split())
 
 
-_READERS: dict[str, Answer] = {"reasoning_gym": number, "gsm8k": number, "math": boxed}
+def _plain(number: str) -> str:
+    return f"{Decimal(number).normalize():f}"
+
+
+_READERS: dict[str, Answer] = {
+    "reasoning_gym": reasoning_gym,
+    "gsm8k": lambda prompt, response: number(response),
+    "math": lambda prompt, response: boxed(response),
+}

@@ -85,8 +85,8 @@ def cpo(batch: ListBatch, *, beta: float, sft_weight: float) -> Tensor:
     """DPO with a uniform reference, and the likelihood of the winner.
 
     `loss = -log sigmoid(beta (log pi(y_w) - log pi(y_l))) - sft_weight log pi(y_w)` (Xu 2024, arXiv 2401.08417,
-    section 3), with sums over tokens. TRL takes the mean over a batch's tokens in the second term, weighted by its
-    `cpo_alpha`; the first is the same.
+    section 3), with sums over tokens. TRL takes the mean over a batch's winning tokens in the second term: for one
+    pair its `cpo_alpha` is `sft_weight` times the winner's tokens. The first is the same.
 
     >>> cpo(_example(), beta=1.0, sft_weight=0.0)  # -log sigmoid(2)
     tensor([0.1269])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from larpo.errors import DataError
+from larpo.list_evaluation import ENDS, MEASURES, TITLES
 from larpo.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Line, Panel, line_plot
 from larpo.recipe import flat_knobs, load_config
 from larpo.report_figures import axis_label, evaluated
@@ -17,7 +18,7 @@ from larpo.run_log import Record, RunLog, read_run_log, series
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 CURVES = ("train/loss", "train/kl_to_reference", "train/ranking_accuracy", "train/entropy")
 _NAMES = ("run.name", "run.output_dir", "description")  # differ by themselves
-RESULT_HEADER = ("run", "before", "after", "difference [95% interval]", "fully met", "steps", "minutes")
+RESULT_HEADER = ("run", "held out", "before", "after", "difference [95% interval]", "fully met", "steps", "minutes")
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,31 @@ def differing_knobs(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
 
 
 def results(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
-    """One row a run, as RESULT_HEADER; dashes where a run has not come to its end."""
-    return [_result(run) for run in runs]
+    """Rows as RESULT_HEADER: one a run, or one a measure of held-out lists; dashes where it has not come to its end."""
+    return [row for run in runs for row in _results(run)]
 
 
-def _result(run: ComparedRun) -> tuple[str, ...]:
+def _results(run: ComparedRun) -> list[tuple[str, ...]]:
     done, steps = run.log.done, str(run.log.steps[-1]["step"]) if run.log.steps else "-"
     if done is None:
-        return (run.name, "-", "-", "not done", "-", steps, "-")
+        return [(run.name, "-", "-", "-", "not done", "-", steps, "-")]
+    minutes = f"{done['run/seconds'] / 60:.1f}" if "run/seconds" in done else "-"
+    met = _number(done, "heldout/fully_met_after", ".1%")
+    return [(run.name, *measured, met, steps, minutes) for measured in _measured(done)]
+
+
+def _measured(done: Record) -> list[tuple[str, ...]]:
+    """What was measured on what was held out: its name, before, after, and the difference."""
+    found = [("reward", "heldout/reward")] if "heldout/reward_after" in done else []
+    found += [(TITLES[m], f"given/{m}") for m in MEASURES if done.get(f"given/{m}_after") is not None]
+    return [(title, *_before_and_after(done, key)) for title, key in found] or [("-", "-", "-", "-")]
+
+
+def _before_and_after(done: Record, key: str) -> tuple[str, str, str]:
     interval = "-"
-    if "heldout/reward_diff" in done:
-        diff, low, high = (done[f"heldout/reward_{end}"] for end in ("diff", "diff_low", "diff_high"))
-        interval = f"{diff:+.3f} [{low:+.3f}, {high:+.3f}]"
-    before, after = (_number(done, f"heldout/reward_{when}", ".3f") for when in ("before", "after"))
-    minutes = _number({"minutes": done["run/seconds"] / 60} if "run/seconds" in done else {}, "minutes", ".1f")
-    return (run.name, before, after, interval, _number(done, "heldout/fully_met_after", ".1%"), steps, minutes)
+    if f"{key}_diff" in done:
+        interval = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(done[f"{key}_{end}"] for end in ENDS))
+    return _number(done, f"{key}_before", ".3f"), _number(done, f"{key}_after", ".3f"), interval
 
 
 def _number(record: Record, name: str, form: str) -> str:
@@ -75,7 +86,7 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
         "larpo runs compared",
         ", ".join(run.name for run in runs),
         [
-            section("Result", table(RESULT_HEADER, results(runs), (0,))),
+            section("Result", table(RESULT_HEADER, results(runs), (0, 1))),
             section("Settings that differ", settings or missing("None: the runs have the same settings.")),
             section("Curves", plots(curves)),
         ],

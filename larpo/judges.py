@@ -1,23 +1,29 @@
 """Other people's evaluations, `alpaca_eval` and `lm_eval`, run as programs where they are installed.
 
-Each function returns one line that says what came of it. Nothing here raises because a program, a key or its data is
-missing: larpo's own numbers do not depend on them.
+Each function returns one line that says what came of it, and a line of success is kept beside the program's files: who
+asks for the same again gets it, for judges cost money and tasks hours. Nothing here raises because a program, a key or
+its data is missing: larpo's own numbers do not depend on them.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from larpo.config import Judges
+from larpo.policy import PreparedPolicy
 
 KEYS = ("OPENAI_API_KEY", "OPENAI_CLIENT_CONFIG_PATH", "AZURE_OPENAI_API_KEY")  # one of these: alpaca_eval has a judge
+_KEPT = "larpo.json"  # what was asked, and the line that came of it
 _SCORES = ("length_controlled_winrate", "win_rate")  # columns of its leaderboard
 
 
@@ -26,6 +32,9 @@ def run_alpaca_eval(outputs: Path, folder: Path, judges: Judges) -> str:
 
     Its leaderboard has a row for each model that it knows: ours is told by a name that no other has.
     """
+    asked = {"outputs": hashlib.sha256(outputs.read_bytes()).hexdigest(), "annotator": judges.annotator}
+    if known := _kept(folder, asked):
+        return known
     program = _program("alpaca_eval")
     if program is None:
         return f"alpaca_eval is not installed (pip install alpaca-eval): {outputs} is there for it"
@@ -36,18 +45,42 @@ def run_alpaca_eval(outputs: Path, folder: Path, judges: Judges) -> str:
     command += ["--is_overwrite_leaderboard", "True", "--is_cache_leaderboard", "False"]
     if judges.annotator:
         command += ["--annotators_config", judges.annotator]
-    failed = _run(command, judges.timeout_s)
-    return failed or f"alpaca_eval: {_scores(folder, name)}"
+    if failed := _run(command, judges.timeout_s):
+        return failed
+    scores, file = _scores(folder, name)
+    if not scores:
+        return f"alpaca_eval: done, but {file or f'no leaderboard.csv in {folder}'} has no scores of {name}"
+    return _keep(folder, asked, f"alpaca_eval: {scores} ({file})")
 
 
-def run_lm_eval(model: Path, dtype: str, folder: Path, judges: Judges) -> str:
+def run_lm_eval(model: PreparedPolicy, dtype: str, folder: Path, judges: Judges) -> str:
     """Tasks of the language-model evaluation harness on a model folder; its own files go into `folder`."""
+    asked = {"model": model.fingerprint, "dtype": dtype, "tasks": list(judges.lm_eval_tasks)}
+    if known := _kept(folder, asked):
+        return known
     program = _program("lm_eval")
     if program is None:
         return "lm_eval is not installed (pip install lm-eval): none of its tasks ran"
-    command = [program, "--model", "hf", "--model_args", f"pretrained={model},dtype={dtype}"]
+    command = [program, "--model", "hf", "--model_args", f"pretrained={model.path},dtype={dtype}"]
     command += ["--tasks", ",".join(judges.lm_eval_tasks), "--output_path", str(folder)]
-    return _run(command, judges.timeout_s) or f"lm_eval: {', '.join(judges.lm_eval_tasks)} done, results in {folder}"
+    if failed := _run(command, judges.timeout_s):
+        return failed
+    return _keep(folder, asked, f"lm_eval: {', '.join(judges.lm_eval_tasks)} done, results in {folder}")
+
+
+def _kept(folder: Path, asked: Mapping[str, Any]) -> str | None:
+    """The line that came of the same before."""
+    file = folder / _KEPT
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return f"{kept['line']} (from before)" if kept.get("asked") == asked else None
+
+
+def _keep(folder: Path, asked: Mapping[str, Any], line: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{_KEPT}.partial"
+    partial.write_text(json.dumps({"asked": asked, "line": line}, indent=1), encoding="utf-8")
+    partial.rename(folder / _KEPT)
+    return line
 
 
 def _program(name: str) -> str | None:
@@ -70,12 +103,11 @@ def _run(command: Sequence[str], limit_s: float) -> str:
     return f"{name} ended with exit code {done.returncode}: {' | '.join(words[-3:]) or 'it said nothing'}"
 
 
-def _scores(folder: Path, name: str) -> str:
-    """Those of our model in the newest leaderboard that the program wrote below the folder."""
+def _scores(folder: Path, name: str) -> tuple[str, Path | None]:
+    """Those of our model in the newest leaderboard that the program wrote below the folder, and that file."""
     files = sorted(folder.rglob("leaderboard.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
-        return f"done, but no leaderboard.csv is in {folder}"
+        return "", None
     with files[-1].open(newline="", encoding="utf-8") as file:
         own = next((row for row in csv.DictReader(file) if name in row.values()), {})
-    scores = [f"{column} {own[column]}" for column in _SCORES if own.get(column)]
-    return f"{', '.join(scores) or f'no scores of {name}'} ({files[-1]})"
+    return ", ".join(f"{column} {own[column]}" for column in _SCORES if own.get(column)), files[-1]

@@ -20,7 +20,7 @@ from larpo.errors import DataError
 from larpo.evaluation import columns
 
 MEASURES = ("loss", "score_accuracy", "log_prob_accuracy")
-_ENDS = ("diff", "diff_low", "diff_high")
+ENDS = ("diff", "diff_low", "diff_high")
 _BLOCK = 4_000_000  # resampled list indices that exist at one time
 
 
@@ -92,7 +92,7 @@ def list_done_record(before: ListResult, after: ListResult, *, resamples: int, s
         record |= {
             f"given/{measure}_before": _mean(values[0], weights),
             f"given/{measure}_after": _mean(values[1], weights),
-            **{f"given/{measure}_{end}": value for end, value in zip(_ENDS, interval, strict=True)},
+            **{f"given/{measure}_{end}": value for end, value in zip(ENDS, interval, strict=True)},
         }
     return record
 
@@ -124,7 +124,7 @@ def _mean(values_P: ArrayLike, weights_P: ArrayLike) -> float:
     return float(np.average(np.asarray(values_P, dtype=np.float64), weights=np.asarray(weights_P, dtype=np.float64)))
 
 
-_TITLES = {"loss": "loss", "score_accuracy": "accuracy by score", "log_prob_accuracy": "accuracy by log-probability"}
+TITLES = {"loss": "loss", "score_accuracy": "accuracy by score", "log_prob_accuracy": "accuracy by log-probability"}
 
 
 def list_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -132,10 +132,10 @@ def list_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     header = ("", "base policy", "trained policy", "difference [95% interval]")
     rows = [
         (
-            _TITLES[measure],
+            TITLES[measure],
             f"{record[f'given/{measure}_before']:.4f}",
             f"{record[f'given/{measure}_after']:.4f}",
-            "{:+.4f} [{:+.4f}, {:+.4f}]".format(*(record[f"given/{measure}_{e}"] for e in _ENDS)),
+            "{:+.4f} [{:+.4f}, {:+.4f}]".format(*(record[f"given/{measure}_{e}"] for e in ENDS)),
         )
         for measure in MEASURES
         if record.get(f"given/{measure}_after") is not None

@@ -115,11 +115,9 @@ def lists_log_probs(scorer: Scorer, rows: Sequence[Sequence[PackedRow]], shared_
     return [torch.cat(parts) for parts in found]
 
 
-def stored_reference(candidates: Sequence[Candidate], name: str) -> Tensor | None:
-    """Stored reference log-probabilities [M]; None when one is missing or another reference gave it."""
-    if any(c.reference_log_prob is None or c.reference_fingerprint != name for c in candidates):
-        return None
-    return torch.tensor([c.reference_log_prob for c in candidates], dtype=torch.float32)
+def stored_references(candidates: Sequence[Candidate], name: str) -> list[float | None]:
+    """Stored reference log-probabilities, M of them; None where it is missing or another reference gave it."""
+    return [c.reference_log_prob if c.reference_fingerprint == name else None for c in candidates]
 
 
 def empty_row() -> PackedRow:

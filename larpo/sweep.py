@@ -18,7 +18,7 @@ from larpo.config import Config, Sweep
 from larpo.errors import DataError
 from larpo.evaluation import paired_bootstrap
 from larpo.recall import best_of, majority, recall
-from larpo.types import Candidate, CandidateList
+from larpo.types import Candidate, CandidateList, Prompt
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float, float]  # mean, low, high
@@ -30,7 +30,7 @@ class ModelAnswers:
     """One model's responses to P prompts: the greedy ones, and n at each temperature."""
 
     name: str
-    prompt_ids: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     greedy_P: tuple[Candidate, ...]
     sampled_PN: Mapping[float, tuple[tuple[Candidate, ...], ...]]  # by temperature
 
@@ -48,7 +48,7 @@ class ModelAnswers:
                 f"{name}: the recorded responses are not one greedy and {sweep.samples} samples at each of"
                 f" {sweep.temperatures} with rewards; give another --out folder"
             )
-        return cls(name, tuple(item.prompt.id for item in lists), tuple(g[0] for g in groups), sampled)
+        return cls(name, tuple(item.prompt for item in lists), tuple(g[0] for g in groups), sampled)
 
     def responses_to(self, number: int) -> list[Candidate]:
         """All responses to the prompt of that number, the greedy one first."""
@@ -71,7 +71,7 @@ def measures(answers: ModelAnswers, config: Config, reranked: Mapping[str, float
         "greedy/cut_off": np.array([float(c.finish_reason == "length") for c in answers.greedy_P]),
     }
     for temperature, group in answers.sampled_PN.items():
-        of_group = _sampled_measures(group, config)
+        of_group = _sampled_measures(answers.prompts, group, config)
         if reranked:
             picked_by = np.array([[reranked[c.id] for c in row] for row in group])
             correct_PN = rewards_of(group) >= sweep.acceptable
@@ -80,7 +80,9 @@ def measures(answers: ModelAnswers, config: Config, reranked: Mapping[str, float
     return found
 
 
-def _sampled_measures(group: Sequence[Sequence[Candidate]], config: Config) -> dict[str, Floats]:
+def _sampled_measures(
+    prompts: Sequence[Prompt], group: Sequence[Sequence[Candidate]], config: Config
+) -> dict[str, Floats]:
     rewards_PN = rewards_of(group)
     correct_PN = rewards_PN >= config.evaluation.sweep.acceptable
     cutoffs = cutoffs_of(config.evaluation.sweep)
@@ -93,7 +95,7 @@ def _sampled_measures(group: Sequence[Sequence[Candidate]], config: Config) -> d
     found |= {f"best_reward@{n}": best_of(rewards_PN, rewards_PN, n) for n in cutoffs}
     read = answer_reader(config.reward)
     if read is not None:
-        votes = [[read(c.text) for c in row] for row in group]
+        votes = [[read(prompt, c.text) for c in row] for prompt, row in zip(prompts, group, strict=True)]
         found |= {f"majority@{n}": majority(votes, correct_PN, n) for n in cutoffs}
     return found
 

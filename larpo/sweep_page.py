@@ -110,8 +110,8 @@ def sweep_page(
         )
     ]
     said = [
-        details(questions[prompt_id], "\n".join(quote(_role(m, number), m.greedy_P[number].text) for m in answers))
-        for number, prompt_id in enumerate(answers[0].prompt_ids[:SHOWN_PROMPTS])
+        details(questions[prompt.id], "\n".join(quote(_role(m, number), m.greedy_P[number].text) for m in answers))
+        for number, prompt in enumerate(answers[0].prompts[:SHOWN_PROMPTS])
     ]
     subtitle = (
         f"{', '.join(results['models'])} on {results['prompts']} held-out prompts; reward: {results['reward']};"

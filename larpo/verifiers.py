@@ -56,7 +56,7 @@ def reasoning_gym(prompt: Prompt, response: str) -> float:
     312: 0.67). So "met" is a reward of 1.0, never a reward above 0.
     """
     task, answer = _gold(prompt, "task"), _gold(prompt, "answer")
-    found = last_number(response) if _NUMBER.fullmatch(answer.strip()) else _last_answer(response, answer)
+    found = final_answer(response, answer)
     if found is None:
         return 0.0
     question = prompt.messages[-1].content if prompt.messages else ""
@@ -64,8 +64,14 @@ def reasoning_gym(prompt: Prompt, response: str) -> float:
     return float(_score_answer(task)(found, entry))
 
 
-def _last_answer(response: str, gold: str) -> str | None:
-    """What is marked as the answer, or as many last lines as the gold answer has."""
+def final_answer(response: str, gold: str) -> str | None:
+    """What a response answers to a question of reasoning-gym: see `reasoning_gym`; None without an answer.
+
+    >>> final_answer("3 and 4, so 7.", gold="12"), final_answer("I sort:\\n<answer>a, b</answer>", gold="b, a")
+    ('7', 'a, b')
+    """
+    if _NUMBER.fullmatch(gold.strip()):
+        return last_number(response)
     marked = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
     if marked:
         return marked[-1].strip()

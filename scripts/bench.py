@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--ranks", type=_numbers, default="1,64", metavar="R,R", help="control simulates (1,64)")
     result.add_argument("--lists", type=_count, default=4096, help="of an iteration of control (4096)")
-    result.add_argument("--starts", type=_count, default=3, help="of startup, beside one before them (3)")
+    result.add_argument("--starts", type=_count, default=5, help="of startup, beside one before them (5)")
     result.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="where results go")
     return result
 

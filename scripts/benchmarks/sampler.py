@@ -1,8 +1,8 @@
 """`sampler`: the pool of sampler actors against bare vLLM on the same prompts, in tokens a second.
 
-Both have the same engine arguments, the same prompts of random tokens, other ones in each repetition, and ignore the
-end of a response, so that both give the same number of tokens. No seeds are set: vLLM's engine on CPU can die of them,
-and no token is compared.
+Both have the same engine arguments, but for the executor, of which vLLM takes its own; the same prompts of random
+tokens, other ones in each repetition; and ignore the end of a response, so that both give the same number of tokens. No
+seeds are set: vLLM's engine on CPU can die of them, and no token is compared.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def bare_side(settings: Mapping[str, Any]) -> list[tuple[float, int]]:
     params = SamplingParams(
         n=work.responses, temperature=1.0, max_tokens=work.response_tokens, ignore_eos=True, logprobs=0
     )
-    llm: Any = LLM(**arguments)
+    llm: Any = LLM(**arguments | {"distributed_executor_backend": None})  # as vLLM runs by itself
     found = []
     try:
         for prompts in work.rounds():

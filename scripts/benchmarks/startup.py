@@ -70,7 +70,8 @@ def one_start(arguments: Iterable[str]) -> dict[str, float]:
         command += [f"run.output_dir={folder}/runs", "run.name=start"]
         started = time.time()
         with log.open("w") as output:
-            environment = os.environ | {"RAY_TMPDIR": folder}
+            own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+            environment = own | {"RAY_TMPDIR": folder}
             run = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
             while not (found := moments(read_records(records), started)):

@@ -1,6 +1,7 @@
 """Real vLLM in real sampler actors: what they give is what the trainer's model says, before and after new weights."""
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 import psutil
@@ -123,6 +124,14 @@ def differences(model, prompt_ids, candidates):
         trainer_N = packed_log_probs(model, row).token_log_probs_N
     sampler_N = torch.tensor([value for c in candidates for value in c.log_probs])
     return (sampler_N - trainer_N).abs()
+
+
+def test_an_engine_on_cores_is_one_process_and_keeps_to_them(house):
+    """vLLM's own executor has a second one, which spins beside it."""
+    children = psutil.Process(house.get(house.sampler.pid.remote())).children(recursive=True)
+    (engine,) = (child for child in children if command_of(child).startswith("VLLM::"))
+    everywhere = len(os.sched_getaffinity(0))
+    assert len(engine.cpu_affinity()) <= max(1, everywhere - 1)  # `auto` leaves a core to others
 
 
 # --- What a sampler gives

@@ -11,7 +11,7 @@ from actors.rank_home import RankHome
 from larpo.attention import attention_implementation
 from larpo.home import Home
 from larpo.list_evaluation import ListResult, pair_accuracy
-from larpo.list_step import PackedList, list_log_probs, rows_of, stored_reference
+from larpo.list_step import PackedList, list_log_probs, rows_of, stored_references
 from larpo.log_probs import packed_log_probs, plain_log_probs
 from larpo.policy import load_policy
 from larpo.records import write_part
@@ -162,7 +162,7 @@ class PlainEngine:
 
     def _one(self, item, name):
         rows = rows_of(item, 16)
-        self.stored.append(stored_reference(item.candidates, name) is not None)
+        self.stored.append(None not in stored_references(item.candidates, name))
         sums = [list_log_probs(lambda row, m=m: packed_log_probs(m, row), rows) for m in (self.policy, self.reference)]
         rewards_M = torch.tensor([candidate.reward for candidate in item.candidates])
         return PackedList(item, rows, rewards_M, sums[1]), sums[0]

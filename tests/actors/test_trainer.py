@@ -125,6 +125,27 @@ def test_one_rank_takes_the_steps_of_plain_adamw(one_rank, plain, lists, start):
     assert distance(one_rank.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
 
 
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_what_the_reference_said_before_it_is_not_asked_again(
+    train, trainer_config, plain, lists, start, tiny_policy, tmp_path, ranks, stage
+):
+    """Of remembered candidates it is stored. Under ZeRO-3 ranks stay in step by asking for whole lists."""
+    reference = load_policy(tiny_policy, dtype="float32")
+
+    def remembered(item):
+        first, *rest = item.candidates
+        value = float(plain_sum(reference, item.prompt_token_ids, first.token_ids).detach())
+        known = first.replace(reference_log_prob=value, reference_fingerprint="tiny")
+        return item.replace(candidates=(known, *rest))
+
+    training = {"workers": ranks, "zero_stage": stage, "row_tokens": ROW_TOKENS}
+    trained = train(trainer_config(training=training), tmp_path, [[lists[:5], [remembered(i) for i in lists[5:]]]])
+    assert distance(trained.policy(1), plain([lists[:5], lists[5:]]), start) < FLOAT32
+    asked = {candidate.id for item in lists for candidate in item.candidates}
+    known = {item.candidates[0].id for item in lists[5:]} if stage < 3 else set()
+    assert trained.references.keys() == asked - known
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 0), (2, 3)])
 def test_lists_that_share_rows_take_the_same_steps(

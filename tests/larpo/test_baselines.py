@@ -240,6 +240,38 @@ def test_cpo_simpo_and_ipo_equal_trl():
     torch.testing.assert_close(ipo(batch, beta=0.3), trl_pair_loss("ipo", *log_ratios(batch).unbind(1), beta=0.3))
 
 
+def test_cpo_with_the_winners_likelihood_equals_trl():
+    """Of one pair, of whose winner TRL takes the mean over the tokens: `cpo_alpha` is the weight times their number."""
+    trainer = pytest.importorskip("trl.experimental.cpo").CPOTrainer
+    prompt, winner, loser = [5, 6, 7], [8, 9, 10, 11], [12, 13]
+    logits = torch.randn(2, len(prompt) + len(winner), 20, generator=torch.Generator().manual_seed(0))
+    settings = SimpleNamespace(
+        is_encoder_decoder=False,
+        aux_loss_enabled=False,
+        pad_token_id=0,
+        loss_type="sigmoid",
+        cpo_alpha=1.0,
+        accelerator=SimpleNamespace(device="cpu"),
+        concatenated_inputs=trainer.concatenated_inputs,
+        get_batch_logps=trainer.get_batch_logps,
+    )
+    pair = {}
+    for name, response in (("chosen", winner), ("rejected", loser)):
+        ids = torch.tensor([prompt + response])
+        labels = torch.tensor([[-100] * len(prompt) + response])
+        pair |= {f"{name}_input_ids": ids, f"{name}_labels": labels, f"{name}_attention_mask": torch.ones_like(ids)}
+    found = trainer.concatenated_forward(settings, lambda ids, **_: SimpleNamespace(logits=logits), pair)
+    winner_L, loser_L, nll = found[0], found[1], found[-1]
+    batch = ListBatch(
+        log_probs_LM=torch.stack([winner_L, loser_L], dim=1),
+        rewards_LM=torch.tensor([[1.0, 0.0]]),
+        lengths_LM=torch.tensor([[len(winner), len(loser)]]),
+        reference_LM=None,
+    )
+    expected = trl_pair_loss("sigmoid", winner_L, loser_L, beta=0.3) + 0.2 * len(winner) * nll
+    torch.testing.assert_close(cpo(batch, beta=0.3, sft_weight=0.2), expected)
+
+
 @pytest.fixture
 def tokenizer():
     """One word a token, <pad> 0, <bos> 1, <eos> 2: what TRL's trainers want to see."""

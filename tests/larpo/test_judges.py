@@ -3,13 +3,15 @@
 import pytest
 
 from larpo import judges
-from larpo.config import Judges
+from larpo.config import Judges, Policy
 from larpo.judges import KEYS, run_alpaca_eval, run_lm_eval
+from larpo.policy import PreparedPolicy
 
 
 @pytest.fixture
 def on_path(tmp_path, monkeypatch):
     """`on_path(name, script)`: a program of that name; none other is found, and no key is set."""
+    (tmp_path / "outputs.json").write_text("[]")
     folder = tmp_path / "programs"
     folder.mkdir()
     monkeypatch.setattr(judges.sys, "executable", str(folder / "python"))
@@ -24,11 +26,15 @@ def on_path(tmp_path, monkeypatch):
     return put
 
 
+def model_in(folder, fingerprint="aa"):
+    return PreparedPolicy(folder, fingerprint, Policy())
+
+
 def test_what_is_not_installed_is_said(on_path, tmp_path):
     said = run_alpaca_eval(tmp_path / "outputs.json", tmp_path, Judges())
     assert "not installed" in said
     assert str(tmp_path / "outputs.json") in said
-    assert "not installed" in run_lm_eval(tmp_path, "bfloat16", tmp_path, Judges(lm_eval_tasks=("gsm8k",)))
+    assert "not installed" in run_lm_eval(model_in(tmp_path), "bfloat16", tmp_path, Judges(lm_eval_tasks=("gsm8k",)))
 
 
 def test_without_a_key_no_judge_is_started(on_path, tmp_path):
@@ -78,12 +84,12 @@ def test_a_leaderboard_without_our_model_gives_no_scores(on_path, tmp_path, monk
 def test_how_a_program_ended_is_told(on_path, tmp_path, script, expected):
     on_path("lm_eval", script)
     asked = Judges(lm_eval_tasks=("gsm8k", "ifeval"), timeout_s=0.2 if "sleep" in script else 20.0)
-    assert expected in run_lm_eval(tmp_path / "model", "bfloat16", tmp_path, asked)
+    assert expected in run_lm_eval(model_in(tmp_path / "model"), "bfloat16", tmp_path, asked)
 
 
 def test_lm_eval_gets_the_model_and_the_tasks(on_path, tmp_path):
     on_path("lm_eval", f'echo "$@" > {tmp_path}/called')
-    run_lm_eval(tmp_path / "model", "float32", tmp_path / "out", Judges(lm_eval_tasks=("gsm8k", "ifeval")))
+    run_lm_eval(model_in(tmp_path / "model"), "float32", tmp_path / "out", Judges(lm_eval_tasks=("gsm8k", "ifeval")))
     called = (tmp_path / "called").read_text()
     for words in (
         f"--model_args pretrained={tmp_path}/model,dtype=float32",
@@ -91,3 +97,34 @@ def test_lm_eval_gets_the_model_and_the_tasks(on_path, tmp_path):
         str(tmp_path / "out"),
     ):
         assert words in called
+
+
+def test_who_asks_for_the_same_again_gets_what_came_of_it_before(on_path, tmp_path):
+    """Not so a failure, other tasks, or other weights in the same folder."""
+    on_path("lm_eval", f"echo called >> {tmp_path}/calls; exit 3")
+    tasks = Judges(lm_eval_tasks=("gsm8k",))
+
+    def calls(fingerprint="aa", judges=tasks):
+        said = run_lm_eval(model_in(tmp_path / "model", fingerprint), "float32", tmp_path / "out", judges)
+        return said, len((tmp_path / "calls").read_text().split())
+
+    assert "exit code 3" in calls()[0]
+    on_path("lm_eval", f"echo called >> {tmp_path}/calls")
+    said, count = calls()
+    assert (said.startswith("lm_eval: gsm8k done"), count) == (True, 2)
+    assert calls() == (f"{said} (from before)", 2)
+    assert calls(fingerprint="bb")[1] == 3
+    assert calls(fingerprint="bb", judges=Judges(lm_eval_tasks=("ifeval",)))[1] == 4
+
+
+def test_a_judge_is_paid_once_for_the_same_outputs(on_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    script = r'mkdir -p "$5"; printf ",win_rate\n$7,12.5\n" > "$5/leaderboard.csv"; echo called >> '
+    on_path("alpaca_eval", f"{script} {tmp_path}/calls")
+    outputs, out = tmp_path / "outputs.json", tmp_path / "out"
+    said = run_alpaca_eval(outputs, out, Judges())
+    assert "win_rate 12.5" in said
+    assert run_alpaca_eval(outputs, out, Judges()) == f"{said} (from before)"
+    outputs.write_text("[1]")
+    assert "from before" not in run_alpaca_eval(outputs, out, Judges())
+    assert (tmp_path / "calls").read_text().split() == ["called"] * 2

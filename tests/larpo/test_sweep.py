@@ -1,6 +1,7 @@
 """Measures of models from their responses, tables and the page."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from larpo.reward_config import Reward
 from larpo.sweep import ModelAnswers, cutoffs_of, differences, intervals, measures
 from larpo.sweep_page import sweep_page
 from larpo.sweep_tables import format_results
+from larpo.types import Message, Prompt
 
 DRAWN = {"resamples": 200, "seed": 0}
 
@@ -31,7 +33,8 @@ def answers_of(make_list):
             item = make_list(number, lengths=[3 + place for place in range(len(rewards))], rewards=rewards)
             placed = zip(item.candidates, order, strict=True)
             texts = tuple(c.replace(temperature=t, text=f"it is {c.reward:.0f}") for c, t in placed)
-            lists.append(item.replace(candidates=texts))
+            prompt = replace(item.prompt, answer_key={"task": "t", "answer": "1"})
+            lists.append(item.replace(prompt=prompt, candidates=texts))
         return ModelAnswers.of(name, lists, config.evaluation.sweep)
 
     return make
@@ -61,7 +64,21 @@ def test_votes_need_answers():
     assert answer_reader(Reward(kind="http")) is None
     read = answer_reader(Reward(name="gsm8k"))
     assert read is not None
-    assert [read(text) for text in ("so 1,800.0", "= 1800", "none")] == ["1800", "1800", None]
+    prompt = Prompt("p", (Message("user", "?"),))
+    assert [read(prompt, text) for text in ("so 1,800.0", "= 1800", "none")] == ["1800", "1800", None]
+
+
+def test_votes_over_answers_that_are_no_numbers_are_over_what_the_scorer_reads():
+    read = answer_reader(Reward(name="reasoning_gym"))
+    assert read is not None
+    words = Prompt("w", (Message("user", "Sort: b, a 1"),), answer_key={"task": "t", "answer": "a 1, b"})
+    assert [read(words, text) for text in ("It is 1.\nb, a 1", "<answer>a 1, b</answer> 7", "")] == [
+        "b, a 1",
+        "a 1, b",
+        None,
+    ]
+    numbers = Prompt("n", (Message("user", "2 + 2?"),), answer_key={"task": "t", "answer": "4"})
+    assert [read(numbers, text) for text in ("so 4.0", "<answer>4</answer>", "four")] == ["4", "4", None]
 
 
 def test_cutoffs_above_the_samples_are_left_out():
@@ -126,7 +143,7 @@ def test_the_tables_have_a_row_a_model_and_temperature(results):
 
 def test_the_page_is_whole_and_escapes_what_models_say(results):
     found, answers, sweep = results
-    questions = {name: f"<script>{name}" for name in answers[0].prompt_ids}
+    questions = {name: f"<script>{name}" for name in (prompt.id for prompt in answers[0].prompts)}
     page = sweep_page(found, answers, questions, "a: 1", sweep)
     assert page.count("<img") == 1 + 2 + 1 + 2  # by model, by temperature, reward, picking
     assert "<script>" not in page
