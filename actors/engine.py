@@ -1,4 +1,5 @@
-"""The thin adapter around vLLM: everything of its API that this project touches stands here and in `weight_engine`."""
+"""The thin adapter around vLLM: what this project touches of its API stands here, and in what vLLM imports itself,
+`weight_engine` and `cpu_executor`."""
 
 from __future__ import annotations
 
