@@ -1,9 +1,8 @@
 """vLLM's executor for an engine on CPU cores that spans no others: its worker lives in the engine's own process.
 
 On a CPU vLLM always gives the worker a process of its own, because OpenMP's binding to cores is read from the
-environment when a process starts, and the engine's process spins on a shared buffer while the worker computes: it takes
-a fifth of the core beside the worker's, which is the trainer's, holds its imports in memory twice, and has to start
-twice. Here the threads are bound by the process's affinity, which they inherit.
+environment when a process starts, and the engine's process spins on a shared buffer while the worker computes: on the
+core beside the worker's, which is the trainer's. Both start, and hold their imports. Here the threads are bound by the process's affinity, which they inherit.
 """
 
 from __future__ import annotations

@@ -226,9 +226,9 @@ def engine_arguments(model: Path, options: EngineOptions) -> dict[str, Any]:
     }
 
 
-def _executor(engines_gpus: int, *, on_cpu: bool) -> str | None:
+def _executor(workers: int, *, on_cpu: bool) -> str | None:
     """By vLLM's name, or our own by its path; None: vLLM's choice, which on one GPU is the engine's own process."""
-    if engines_gpus > 1:
+    if workers > 1:
         return "mp"
     return "actors.cpu_executor.OwnProcessExecutor" if on_cpu else None
 
