@@ -2,7 +2,8 @@
 
 On a CPU vLLM always gives the worker a process of its own, because OpenMP's binding to cores is read from the
 environment when a process starts, and the engine's process spins on a shared buffer while the worker computes: on the
-core beside the worker's, which is the trainer's. Both start, and hold their imports. Here the threads are bound by the process's affinity, which they inherit.
+core beside the worker's, which is the trainer's. Both start, and hold their imports. Here the threads are bound by the
+process's affinity, which they inherit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`rows`: steps over short lists, several of which share a row (`training.shared_row_tokens`), against a row a list.
 
-What lists that share a row save is passes, each of which adds to every gradient once. Engines of both kinds stand in one Ray Train worker and take the same steps by turns; their losses must
-agree, for what a row holds changes no gradient but by rounding.
+What lists that share a row save is passes, each of which adds to every gradient once. Engines of both kinds stand in
+one Ray Train worker and take the same steps by turns; their losses must agree, for what a row holds changes no gradient
+but by rounding.
 """
 
 from __future__ import annotations
