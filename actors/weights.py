@@ -7,6 +7,7 @@ the file that a sampler hands to its engine. Each carries its SHA-256.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -274,7 +275,10 @@ def write_durably(path: Path, data: Any) -> None:
 
 
 def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucket, Any]]) -> list[Path]:
-    """Check pulled buckets against their checksums and lay them where an engine can map them; all, or none."""
+    """Check pulled buckets against their checksums and lay them where an engine can map them; all, or none.
+
+    Raises CheckpointError for a bucket that is not what was published, and where there is no room for them.
+    """
     pulled = list(buckets)
     paths = [folder / f"larpo-{os.getpid()}-v{version}-{number}.safetensors" for number in range(len(pulled))]
 
@@ -291,9 +295,14 @@ def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucke
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(write, range(len(pulled))))
-    except BaseException:
+    except BaseException as error:
         for path in paths:  # they may lie in memory
             path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            size = sum(bucket.nbytes for bucket, _ in pulled) / 2**20
+            raise CheckpointError(
+                f"{folder} has no room for {size:.0f} MiB of weights: give the node more (--shm-size of a container)"
+            ) from error
         raise
     return paths
 

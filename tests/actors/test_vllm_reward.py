@@ -15,6 +15,7 @@ from larpo.reward_config import Pooling
 from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import check_reward, make_reward_model
 from larpo.types import Message, Prompt
+from tests.toy_runs import check_exactly_once
 
 PROMPT = Prompt("p", (Message("user", "Two and two?"),))
 TURNS = Prompt("t", (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Go")))
@@ -120,6 +121,19 @@ def test_an_engine_that_does_not_start_is_one_error(local_ray, section):
 
     with pytest.raises(RewardError, match=r"(?s)reward-0 could not start.*did not start"):
         asyncio.run(work())
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+def test_a_sampler_a_reward_model_and_a_trainer_share_one_gpu(runs, scalar_head):
+    """Each engine takes its share of the memory, and torch holds the trainer to its own; all three work at a time."""
+    shares = ["samplers.resources={GPU: 0.4}", "samplers.memory_fraction=0.35"]
+    shares += ["reward.resources={GPU: 0.2}", "reward.pooling.memory_fraction=0.15"]
+    shares += ["training.resources_per_worker={GPU: 0.4}"]
+    served = ["kind=vllm", f"pooling.model={scalar_head}", "pooling.dtype=float32", f"pooling.max_model_len={LIMIT}"]
+    knobs = [*shares, *(f"reward.{knob}" for knob in served), "reward.pooling.enforce_eager=true"]
+    assert runs.new("stream", *knobs).wait() == 0, runs.log()
+    check_exactly_once(runs.run_dir)
 
 
 def test_what_vllm_cannot_serve_is_refused_before_a_run(tmp_path, section, tiny_policy):

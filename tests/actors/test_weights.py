@@ -123,6 +123,16 @@ def test_a_bucket_that_arrives_damaged_is_not_laid_before_an_engine(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_find_no_room_on_a_node_are_refused_with_what_to_do(tmp_path):
+    """/dev/full takes nothing, as shared memory that is full."""
+    data = encode_bucket(TENSORS)
+    (tmp_path / f"larpo-{os.getpid()}-v3-1.safetensors").symlink_to("/dev/full")
+    buckets = [(Bucket(data.nbytes, checksum(data), (None,)), data)] * 2
+    with pytest.raises(CheckpointError, match=r"has no room for 0 MiB of weights: .* \(--shm-size of a container\)"):
+        write_bucket_files(tmp_path, 3, buckets)
+    assert not list(tmp_path.iterdir())
+
+
 def test_versions_only_count_up():
     store = WeightStore()
     assert store.newest() == 0
