@@ -14,12 +14,12 @@ from actors.obituary import is_death, obituary, rank_failures, told
 from actors.policies import policy_folder
 from actors.pool import SamplerPool
 from actors.preparation import PreparedRun
+from actors.published import published_version
 from actors.remote import answer
 from actors.reward_pool import RewardPool
 from actors.room import draining_nodes
 from actors.trainer import TrainSpec
 from actors.turns import begin_sampling
-from actors.weights import published_version
 from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.weights import write_durably
+from actors.published import write_durably
 from actors.work import Journal
 from larpo.errors import CheckpointError
 from larpo.home import CHECKPOINTS, MANIFEST, STATE, Home

@@ -12,8 +12,8 @@ from actors.cast import Cast
 from actors.policies import drop_policies, evaluated_points, is_written, result_file, snapshots, weights_folder
 from actors.preparation import PreparedRun
 from actors.progress import EVALUATING, EVALUATING_SNAPSHOT, Progress
+from actors.published import published_version
 from actors.sampler import SampleTask
-from actors.weights import published_version
 from larpo.best_policy import BASE, Ending, Point, best_point, stop_reason
 from larpo.evaluation import HeldoutResult, summary
 from larpo.sweep import GREEDY

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from actors.weights import published_version
+from actors.published import published_version
 from larpo.best_policy import Point
 from larpo.home import Home
 

@@ -58,7 +58,7 @@ class Publisher:
 
     def hand_over(self, folder: Path) -> None:
         """Give a written policy to the store, unless it has that version already."""
-        from actors.weights import published_version
+        from actors.published import published_version
 
         self._engine.barrier()
         if self._rank == 0:

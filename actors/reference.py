@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from actors.published import published_tensors, read_beside
 from actors.sharding import deepspeed_config, gathered, start_deepspeed
-from actors.weights import published_tensors, read_beside
 from larpo.config import Config
 from larpo.log_probs import PackedLogProbs
 from larpo.lora import ADAPTER_WEIGHTS, KEPT, adapter_in_use, adapter_parameters

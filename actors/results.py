@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.policies import weights_folder
 from actors.preparation import PreparedRun
-from actors.weights import published_tensors, read_beside
+from actors.published import published_tensors, read_beside
 from larpo.best_policy import Ending, Point
 from larpo.chat import PLAIN_TEMPLATE
 from larpo.evaluation import HeldoutResult, chosen_text, done_record, format_table, is_chosen, rows_of_record, summary

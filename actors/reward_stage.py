@@ -15,11 +15,11 @@ from actors import placement
 from actors.console_page import clock_text
 from actors.keeping import kept
 from actors.preparation import locked
+from actors.published import published_tensors, read_beside
 from actors.reward_preparation import PreparedRewardRun, create_reward_folder
 from actors.reward_trainer import AFTER, BEFORE, RewardSpec
 from actors.telemetry import Telemetry
 from actors.training_group import fit_reward_model
-from actors.weights import published_tensors, read_beside
 from larpo.errors import LarpoError, PhaseTimeout, TrainingError
 from larpo.home import files_below
 from larpo.lora import save_adapter

@@ -173,7 +173,7 @@ class RewardRank:
 
     def _measure(self, label: str) -> None:
         """Rewards of all held-out lists, each rank scoring its share; rank 0 writes them down."""
-        from actors.weights import write_durably
+        from actors.published import write_durably
 
         self._engine.model.eval()
         passes = passes_of(self._mine(self._heldout), self._training.batch_tokens)

@@ -59,6 +59,7 @@ class Sampler:
     def __init__(self, options: EngineOptions, policy: PreparedPolicy, store: Any, finishes: bool = True) -> None:
         self._options, self._policy, self._store, self._finishes = options, policy, store, finishes
         self._version = 0
+        self._fixed: tuple[str, ...] = ()  # checksums of the fixed buckets that the engine has
         self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = self._asleep_since = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
@@ -146,18 +147,20 @@ class Sampler:
 
     async def _pull(self, version: int, buckets: Sequence[Bucket]) -> None:
         started = time.time()
-        data = await asyncio.gather(*(bucket.reference[0] for bucket in buckets))
+        fixed = tuple(bucket.checksum for bucket in buckets if bucket.fixed)
+        wanted = [bucket for bucket in buckets if fixed != self._fixed or not bucket.fixed]
+        data = await asyncio.gather(*(bucket.reference[0] for bucket in wanted))
         folder = shared_memory_folder()
-        pairs = list(zip(buckets, data, strict=True))
+        pairs = list(zip(wanted, data, strict=True))
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
-        self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in buckets)
+        self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in wanted)
         try:
             if self._finishes:
                 self._takes_prompts.clear()
                 await self._idle.wait()
             held = time.time()
             await self._engine.update_weights(version, paths)
-            self._pause_seconds = time.time() - held
+            self._pause_seconds, self._fixed = time.time() - held, fixed
         finally:
             self._takes_prompts.set()
             for path in paths:

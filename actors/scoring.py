@@ -14,7 +14,7 @@ from typing import Any
 
 from actors import placement
 from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
-from actors.weights import write_durably
+from actors.published import write_durably
 from larpo.errors import EvaluationError, LarpoError
 from larpo.ranking_quality import lists_to_rank
 from larpo.types import CandidateList

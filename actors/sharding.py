@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
+from actors.published import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
-from larpo.lora import adapter_files, adapter_parameters, base_weights, has_lora
+from larpo.lora import BaseWeight, adapter_files, adapter_parameters, base_weights, has_lora
 
 REDUCED_TOGETHER = 5 * 10**7  # gradients in one message, and in the buffer for it; DeepSpeed's own is ten times that
 
@@ -85,15 +87,14 @@ def put_weights(
     files, in which `base` names the base model.
     """
     weights, kind = base_weights(model), getattr(torch, dtype)
-    sizes = {name: full_numel(weight.parameter) * kind.itemsize for name, weight in weights.items()}
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] = writer.submit(lambda: None)
-        for names in split_into_buckets(sizes, bucket_mib * 2**20):
+        for fixed, names in _buckets(weights, kind.itemsize, bucket_mib * 2**20):
             with gathered_at([part for name in names for part in weights[name].parts], stage):
                 if target is not None:
                     data = encode_bucket({n: weights[n].merged().to("cpu", kind, copy=False) for n in names})
                     written.result()  # so that two buckets at most are in memory
-                    written = writer.submit(target.add, data)
+                    written = writer.submit(target.add, data, fixed)
         written.result()
     if not has_lora(model):
         return
@@ -101,3 +102,27 @@ def put_weights(
         if target is not None:
             for name, data in adapter_files(model, base).items():
                 target.put_beside(name, data)
+
+
+def _buckets(weights: Mapping[str, BaseWeight], itemsize: int, limit: int) -> Iterator[tuple[bool, list[str]]]:
+    """Names of parameters, bucket by bucket: first of the blocks in which something is trained, then the fixed ones."""
+    trained = {block_of(name) for name, weight in weights.items() if weight.is_trained}
+    for fixed in (False, True):
+        there = {name: weight for name, weight in weights.items() if (block_of(name) not in trained) == fixed}
+        sizes = {name: full_numel(weight.parameter) * itemsize for name, weight in there.items()}
+        for names in split_into_buckets(sizes, limit):
+            yield fixed, names
+
+
+def block_of(name: str) -> str:
+    """The part of a model that an engine may keep in one layer, by a parameter of it.
+
+    vLLM joins projections of one attention, of one feed-forward network and of its experts.
+
+    >>> block_of("model.layers.3.self_attn.q_proj.weight"), block_of("model.layers.3.mlp.experts.0.up_proj.weight")
+    ('model.layers.3.self_attn', 'model.layers.3.mlp')
+    >>> block_of("model.embed_tokens.weight")
+    'model.embed_tokens'
+    """
+    found = re.match(r".*?\.\d+\.[^.]+", name)
+    return found[0] if found else name.rpartition(".")[0]

@@ -292,7 +292,7 @@ class Rank:
 
     def _load_reference(self) -> None:
         """The reference of this iteration: the initial model, or the iteration's behaviour policy."""
-        from actors.weights import published_version
+        from actors.published import published_version
 
         iteration = self._journal.iteration
         weights, name = None, self._spec.policy.fingerprint

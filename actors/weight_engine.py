@@ -4,11 +4,14 @@ vLLM's own backends need GPUs. This one takes each bucket as a safetensors file 
 worker is a process of its own that cannot resolve Ray object references. vLLM imports `WeightTransferExtension` in
 every worker before it makes the transfer engine (`worker_extension_cls`), so no installed entry point is needed and a
 bare `ray job submit --working-dir` finds it.
+
+An update may leave layers out: they keep the weights that they have. Either all of a layer's tensors come, or none.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -113,6 +116,10 @@ def register() -> None:
 
 
 register()
+# vLLM warns of each layer that an update leaves out.
+logging.getLogger(finalize_layerwise_reload.__module__).addFilter(
+    lambda record: "Failed to load weights" not in str(record.msg)
+)
 
 
 class WeightTransferExtension:

@@ -1,36 +1,30 @@
 """Weights on their way from the trainer to the samplers.
 
 A published version is a list of buckets. A bucket is the bytes of a safetensors file: the same bytes lie on disk (for
-resuming), in the Ray object store (owned by the `WeightStore`, so that they outlive the worker that put them) and in
-the file that a sampler hands to its engine. Each carries its SHA-256.
+resuming: `actors.published`), in the Ray object store (owned by the `WeightStore`, so that they outlive the worker that
+put them) and in the file that a sampler hands to its engine. Each carries its SHA-256. Fixed ones, which training
+leaves as they are, go that way once.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.memo import Memo
+from actors.published import MANIFEST, checksum, manifest, read_bucket
 from actors.titles import show_title
 from actors.vitals import Vitals, vitals
 from larpo.errors import CheckpointError
-from larpo.storage import inside
 
 if TYPE_CHECKING:
-    import torch
-
     from larpo.home import Home
 
-
-MANIFEST = "manifest.json"  # of a published folder, written last
 _THREADS = 4  # buckets that are checked and copied at a time: neither holds Python's lock
 
 
@@ -41,6 +35,7 @@ class Bucket:
     nbytes: int
     checksum: str
     reference: tuple[Any]
+    fixed: bool = False  # training leaves its tensors as they are
 
 
 class WeightStore:
@@ -95,7 +90,7 @@ class WeightStore:
             folders = {v: f for v, f in self._folders.items() if v in self._versions or v in self._lent}
             self._memo.write({"folders": folders, "lent": sorted(self._lent), "highest": self._highest})
 
-    def put_bucket(self, data: Any, known: str | None = None) -> Bucket:
+    def put_bucket(self, data: Any, known: str | None = None, fixed: bool = False) -> Bucket:
         """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it.
 
         `known` is its checksum, where it has just been made.
@@ -104,7 +99,7 @@ class WeightStore:
         from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
         try:
-            return Bucket(data.nbytes, known or checksum(data), (ray.put(data),))
+            return Bucket(data.nbytes, known or checksum(data), (ray.put(data),), fixed)
         except (ObjectStoreFullError, OutOfDiskError) as error:
             raise CheckpointError(
                 f"Ray's object store has no room for {data.nbytes / 2**20:.0f} MiB of weights, nor has the disk that it"
@@ -139,12 +134,15 @@ class WeightStore:
 
     def _put_folder(self, folder: str) -> tuple[Bucket, ...]:
         here = self.fetch_folder(folder)
+        held = [bucket for buckets in (self._versions | self._lent).values() for bucket in buckets]
+        fixed = {bucket.checksum: bucket for bucket in held if bucket.fixed}
 
-        def put(entry: Mapping[str, str]) -> Bucket:
-            return self.put_bucket(_read_bucket(here, entry), entry["checksum"])
+        def put(entry: Mapping[str, Any]) -> Bucket:
+            known = entry["checksum"]
+            return fixed.get(known) or self.put_bucket(read_bucket(here, entry), known, entry.get("fixed", False))
 
         with ThreadPoolExecutor(_THREADS) as threads:
-            return tuple(threads.map(put, _manifest(here)["files"]))
+            return tuple(threads.map(put, manifest(here)["files"]))
 
     def vitals(self) -> Vitals:
         return vitals()
@@ -170,108 +168,6 @@ class WeightStore:
         if version not in held:
             raise CheckpointError(f"weight version {version} is not in the store, which holds {sorted(held)}")
         return held[version]
-
-
-def checksum(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def split_into_buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Parameter names, in order, in buckets of at most `limit` bytes; a larger parameter gets one of its own."""
-    buckets: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not buckets or size > room:
-            buckets.append([])
-            room = limit
-        buckets[-1].append(name)
-        room -= size
-    return buckets
-
-
-def encode_bucket(tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The bytes of a safetensors file, as a uint8 array."""
-    import numpy
-    from safetensors.torch import save
-
-    return numpy.frombuffer(save({name: tensor.contiguous() for name, tensor in tensors.items()}), dtype=numpy.uint8)
-
-
-class PublishedFolder:
-    """Writes a version's buckets to `folder`, which appears whole or not at all."""
-
-    def __init__(self, folder: Path, version: int) -> None:
-        self._folder, self._version = folder, version
-        self._partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._files: list[dict[str, Any]] = []
-        self._beside: dict[str, str] = {}
-
-    def add(self, data: Any) -> None:
-        name = f"bucket-{len(self._files):05d}.safetensors"
-        write_durably(self._partial / name, data)
-        self._files.append({"name": name, "checksum": checksum(data)})
-
-    def put_beside(self, name: str, data: Any) -> None:
-        """A file that goes with the version and is not sent to the samplers."""
-        write_durably(self._partial / name, data)
-        self._beside[name] = checksum(data)
-
-    def close(self) -> None:
-        manifest = {"version": self._version, "files": self._files, "beside": self._beside}
-        write_durably(self._partial / MANIFEST, json.dumps(manifest).encode())
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._partial.rename(self._folder)
-
-
-def read_buckets(folder: Path) -> Iterator[Any]:
-    """Buckets of a published folder; raises CheckpointError on a checksum that does not match."""
-    for entry in _manifest(folder)["files"]:
-        yield _read_bucket(folder, entry)
-
-
-def _read_bucket(folder: Path, entry: Mapping[str, str]) -> Any:
-    import numpy
-
-    data = numpy.fromfile(folder / inside(entry["name"]), dtype=numpy.uint8)
-    if checksum(data) != entry["checksum"]:
-        raise CheckpointError(f"{folder / entry['name']} is damaged: its SHA-256 is not the recorded one")
-    return data
-
-
-def published_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters of a published folder, in one order for every process: a bucket's by name."""
-    from safetensors.torch import load
-
-    for data in read_buckets(folder):
-        yield from sorted(load(data.tobytes()).items())
-
-
-def read_beside(folder: Path) -> dict[str, bytes]:
-    """What `PublishedFolder.put_beside` wrote, by name; raises CheckpointError on a checksum that does not match."""
-    found = {}
-    for name, recorded in _manifest(folder).get("beside", {}).items():
-        found[name] = (folder / name).read_bytes()
-        if checksum(found[name]) != recorded:
-            raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the recorded one")
-    return found
-
-
-def published_version(folder: Path) -> int:
-    return int(_manifest(folder)["version"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text())
-
-
-def write_durably(path: Path, data: Any) -> None:
-    """Write and flush to disk; raises OSError (disk full) before anything depends on the file."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucket, Any]]) -> list[Path]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.published import write_durably
 from actors.vitals import NOT_KNOWN, Vitals
-from actors.weights import write_durably
 from larpo.types import CandidateList
 
 

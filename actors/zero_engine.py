@@ -18,9 +18,9 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
+from actors.published import PublishedFolder
 from actors.resharding import TAG, is_for_others, reshard_once
 from actors.sharding import put_weights, start_deepspeed, zero_config
-from actors.weights import PublishedFolder
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
 from larpo.lora import drop_frozen_from_state, has_lora

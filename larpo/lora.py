@@ -141,6 +141,11 @@ class BaseWeight:
     layer: Any = None
 
     @property
+    def is_trained(self) -> bool:
+        """By itself, or by adapters beside it."""
+        return self.layer is not None or self.parameter.requires_grad
+
+    @property
     def parts(self) -> list[nn.Parameter]:
         """What `merged` reads."""
         if self.layer is None:

@@ -113,7 +113,7 @@ def _write_published(policy: Path, target: Path, bucket_mib: int) -> int:
     """The model's parameters in buckets, as the trainer writes them; returns their bytes."""
     from safetensors.torch import load_file
 
-    from actors.weights import PublishedFolder, encode_bucket, split_into_buckets
+    from actors.published import PublishedFolder, encode_bucket, split_into_buckets
 
     parameters = {
         name: value for file in sorted(policy.glob("*.safetensors")) for name, value in load_file(file).items()

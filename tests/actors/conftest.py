@@ -29,8 +29,8 @@ class Trained:
 
     def policy(self, iteration: int) -> dict[str, torch.Tensor]:
         """The weights that were published for `iteration`."""
+        from actors.published import published_tensors
         from actors.trainer import policy_folder
-        from actors.weights import published_tensors
 
         return dict(published_tensors(policy_folder(self.run_dir, iteration)))
 

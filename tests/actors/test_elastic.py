@@ -39,8 +39,8 @@ def pool_on_the_cluster(policy: str, folder: Path) -> dict:
     from actors.engine import EngineOptions
     from actors.placement import ENVIRONMENT, kill, place_sampler, place_store
     from actors.pool import SamplerPool
+    from actors.published import PublishedFolder, encode_bucket
     from actors.sampler import SampleTask
-    from actors.weights import PublishedFolder, encode_bucket
     from larpo.config import Config
     from larpo.policy import prepare_policy
 

@@ -10,8 +10,8 @@ import torch
 
 from actors.engine import EngineOptions
 from actors.placement import kill, place_sampler, place_store
+from actors.published import PublishedFolder, encode_bucket, read_buckets, split_into_buckets
 from actors.sampler import SampleTask
-from actors.weights import PublishedFolder, encode_bucket, read_buckets, split_into_buckets
 from larpo.chat import encode_prompt, stop_token_ids
 from larpo.config import Config, Policy
 from larpo.errors import CheckpointError
@@ -98,12 +98,14 @@ def other_model(folder, seed, dtype="float32", noise=0.05):
     return model
 
 
-def write_policy(folder, version, model, bucket_bytes=BUCKET_BYTES):
+def write_policy(folder, version, model, bucket_bytes=BUCKET_BYTES, fixed=()):
+    """`fixed` names parameters that have buckets of their own, which are said to be so."""
     parameters = dict(model.named_parameters())
-    sizes = {name: parameter.nbytes for name, parameter in parameters.items()}
     target = PublishedFolder(folder, version)
-    for names in split_into_buckets(sizes, bucket_bytes):
-        target.add(encode_bucket({name: parameters[name].detach() for name in names}))
+    for is_fixed in (False, True):
+        sizes = {name: value.nbytes for name, value in parameters.items() if (name in fixed) == is_fixed}
+        for names in split_into_buckets(sizes, bucket_bytes):
+            target.add(encode_bucket({name: parameters[name].detach() for name in names}), is_fixed)
     target.close()
     return folder
 
@@ -270,6 +272,29 @@ def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt
 
     after, _ = publish(seed=4)
     assert pull_newest(house) == after
+
+
+def test_fixed_buckets_are_pulled_once_and_again_when_they_are_others(house, prompt_ids, tiny_policy, tmp_path):
+    """Embeddings, norms and a layer's feed-forward network: the rest changes at each update, they at the last."""
+    models = [other_model(tiny_policy, seed) for seed in (21, 22, 23)]
+    parameters = [dict(model.named_parameters()) for model in models]
+    marks = ("norm", "embed", "layers.1.mlp")
+    fixed = [name for name in parameters[0] if any(mark in name for mark in marks)]
+    with torch.no_grad():
+        for name in fixed:
+            parameters[1][name].copy_(parameters[0][name])
+    pulled = []
+    for model in models:
+        version = house.get(house.store.newest.remote()) + 1
+        folder = write_policy(tmp_path / f"policy-{version}", version, model, fixed=fixed)
+        house.get(house.store.publish_folder.remote(version, str(folder)))
+        assert pull_newest(house) == version
+        pulled.append(house.get(house.sampler.stats.remote()).pull_bytes)
+        candidates = house.get(house.sampler.sample.remote(task(prompt_ids, ((1.0, 8),), 64, key=f"f{version}")))
+        assert differences(model, prompt_ids, candidates).max() < FLOAT32_BOUND
+    kept = sum(parameters[0][name].nbytes for name in fixed)
+    assert pulled[0] == pulled[2]
+    assert kept <= pulled[0] - pulled[1] <= kept + 1000 * len(fixed)  # with the headers of the files
 
 
 # --- The real policy

@@ -253,7 +253,7 @@ def fill(folder: str) -> None:
     import ray
 
     from actors.placement import place_store
-    from actors.weights import PublishedFolder
+    from actors.published import PublishedFolder
 
     for version, count in ((1, 1), (2, 4)):
         target = PublishedFolder(Path(folder) / str(version), version)

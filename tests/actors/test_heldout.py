@@ -16,7 +16,7 @@ from actors.heldout import (
     why_stopped,
 )
 from actors.policies import evaluated_points, is_written, result_file, snapshots, weights_folder
-from actors.weights import PublishedFolder
+from actors.published import PublishedFolder
 from larpo.best_policy import BASE, Point
 from larpo.config import Config
 from larpo.home import Home

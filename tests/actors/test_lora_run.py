@@ -7,10 +7,10 @@ import torch
 
 from actors.plan import describe
 from actors.preparation import prepare
+from actors.published import PublishedFolder, encode_bucket
 from actors.results import write_model
 from actors.sizes import GIB, estimate
 from actors.trainer import policy_folder
-from actors.weights import PublishedFolder, encode_bucket
 from larpo.config import Config
 from larpo.lora import adapter_files, merged_tensors, with_lora
 from larpo.policy import load_policy

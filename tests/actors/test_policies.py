@@ -12,7 +12,7 @@ from actors.policies import (
     snapshots,
 )
 from actors.policies import weights_folder as folder_of
-from actors.weights import PublishedFolder
+from actors.published import PublishedFolder
 from larpo.best_policy import BASE, Point
 from larpo.home import Home
 

@@ -97,7 +97,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize(("stage", "dtype"), CASES)
 def test_steps_go_on_by_another_number_of_ranks_as_if_it_had_stayed(folder, stage, dtype, ranks):
-    from actors.weights import published_tensors
+    from actors.published import published_tensors
 
     stayed, found = (dict(published_tensors(folder / f"{stage}-{dtype}-{count}")) for count in (2, ranks))
     start = model(dtype).state_dict()

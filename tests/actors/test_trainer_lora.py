@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from actors.checkpoints import newest_checkpoint
+from actors.published import manifest, read_beside, read_buckets
 from actors.trainer import policy_folder
-from actors.weights import read_beside
 from larpo.config import Lora
 from larpo.log_probs import plain_log_probs
 from larpo.objectives import lambdarank
@@ -113,6 +114,16 @@ def test_adapters_take_the_steps_of_plain_adamw_and_the_base_stays(one_rank, pla
     assert one_rank.metric("bad_steps") == [0, 0]
     assert distance(found, plain([lists[:5], lists[5:]]), start) < FLOAT32
     assert changed(found, start) == {"q_proj", "v_proj", "down_proj"}
+
+
+def test_fixed_buckets_hold_the_blocks_without_an_adapter(one_rank, start):
+    """An engine joins the tensors of attention and of the feed-forward network: those go together."""
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    folder = policy_folder(one_rank.run_dir, 1)
+    for entry, bucket in zip(manifest(folder)["files"], read_buckets(folder), strict=True):
+        found[entry["fixed"]] |= load(bucket.tobytes()).keys()
+    assert found[True] == {name for name in start if "norm" in name or "embed" in name or "lm_head" in name}
+    assert found[False] == start.keys() - found[True]
 
 
 def test_what_is_published_lies_beside_adapters_that_peft_loads(one_rank, tiny_policy):

@@ -4,7 +4,7 @@ import pytest
 
 from actors.checkpoints import newest_checkpoint
 from actors.policies import policy_folder, snapshots, weights_folder
-from actors.weights import published_tensors, published_version
+from actors.published import published_tensors, published_version
 from larpo.best_policy import Point
 
 

@@ -12,19 +12,16 @@ import numpy
 import pytest
 import torch
 
-from actors.weights import (
-    Bucket,
+from actors.published import (
     PublishedFolder,
-    WeightStore,
     checksum,
     encode_bucket,
     published_tensors,
     published_version,
     read_buckets,
-    remove_orphans,
     split_into_buckets,
-    write_bucket_files,
 )
+from actors.weights import Bucket, WeightStore, remove_orphans, write_bucket_files
 from larpo.errors import CheckpointError
 
 TENSORS = {
@@ -133,6 +130,26 @@ def test_weights_that_find_no_room_on_a_node_are_refused_with_what_to_do(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fixed_bucket_of_two_versions_is_in_the_store_once(tmp_path, local_ray):
+    folders = []
+    for version in (1, 2):
+        target = PublishedFolder(tmp_path / f"policy-{version}", version)
+        target.add(encode_bucket({"changes": torch.full((4,), float(version))}))
+        target.add(encode_bucket({"stays": torch.arange(4.0)}), fixed=True)
+        target.add(encode_bucket({"is not said to stay": torch.arange(4.0)}))
+        target.close()
+        folders.append(tmp_path / f"policy-{version}")
+    store = WeightStore()
+    for version, folder in enumerate(folders, 1):
+        store.publish_folder(version, str(folder))
+    first, second = store.buckets(1), store.buckets(2)
+    assert [bucket.fixed for bucket in second] == [False, True, False]
+    assert [new is old for new, old in zip(second, first, strict=True)] == [False, True, False]
+    published = read_buckets(folders[1])
+    for bucket, written in zip(second, published, strict=True):
+        assert numpy.array_equal(local_ray.get(bucket.reference[0]), written)
+
+
 def test_versions_only_count_up():
     store = WeightStore()
     assert store.newest() == 0
@@ -155,14 +172,18 @@ def test_the_store_keeps_the_newest_versions_and_names_them():
         store.buckets(1)
 
 
+class StoreWithoutRay(WeightStore):
+    def put_bucket(self, data, known=None, fixed=False):
+        return Bucket(len(data), known, (None,), fixed)
+
+
 def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
-    store = WeightStore(keep=1)
-    store.put_bucket = lambda data, known: len(data)
-    store.publish(5, ("five",))
+    store, five = StoreWithoutRay(keep=1), (Bucket(1, "five", (None,)),)
+    store.publish(5, five)
     for version in (3, 7):
         store.lend_folder(version, str(publish(tmp_path / str(version), version)))
         assert store.buckets(version)
-        assert store.buckets(5) == ("five",)
+        assert store.buckets(5) == five
         assert store.newest() == 5
     assert store.highest() == 7
     with pytest.raises(CheckpointError, match=r"weight version 3 is not in the store, which holds \[5, 7\]"):
@@ -170,17 +191,13 @@ def test_a_lent_policy_is_beside_the_published_versions(tmp_path):
 
 
 def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
-    class Store(WeightStore):
-        def put_bucket(self, data, known=None):
-            return len(data)
-
     facts = {}
     notes = SimpleNamespace(read=lambda: json.loads(json.dumps(facts)), write=facts.update)
-    first = Store(keep=2, memo=notes)
+    first = StoreWithoutRay(keep=2, memo=notes)
     for version in (1, 2, 3):
         first.publish_folder(version, str(publish(tmp_path / f"policy-{version}", version)))
     first.lend_folder(7, str(publish(tmp_path / "snapshot", 7)))
-    again = Store(keep=2, memo=notes)
+    again = StoreWithoutRay(keep=2, memo=notes)
     for version in (2, 3, 7):
         assert again.buckets(version) == first.buckets(version)
     assert (again.newest(), again.highest()) == (3, 7)
@@ -188,24 +205,24 @@ def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
     with pytest.raises(CheckpointError, match="weight version 3 was published after version 3"):
         again.publish_folder(3, str(publish(tmp_path / "another", 3)))
     shutil.rmtree(tmp_path / "snapshot")  # evaluated and dropped: nobody asks for it any more
-    third = Store(keep=2, memo=notes)
+    third = StoreWithoutRay(keep=2, memo=notes)
     assert (third.newest(), third.highest()) == (3, 7)
     with pytest.raises(CheckpointError, match=r"weight version 7 is not in the store, which holds \[2, 3\]"):
         third.buckets(7)
     shutil.rmtree(tmp_path / "policy-3")
     with pytest.raises(FileNotFoundError, match=r"policy-3"):
-        Store(keep=2, memo=notes)
+        StoreWithoutRay(keep=2, memo=notes)
 
 
 def test_a_store_that_dies_again_while_it_takes_up_its_weights_forgets_none(tmp_path):
-    class Store(WeightStore):
+    class Store(StoreWithoutRay):
         left = 9
 
-        def put_bucket(self, data, known=None):
+        def put_bucket(self, *arguments):
             type(self).left -= 1
             if self.left < 0:
                 raise MemoryError("killed")
-            return len(data)
+            return super().put_bucket(*arguments)
 
     facts = {}
     notes = SimpleNamespace(read=lambda: json.loads(json.dumps(facts)), write=facts.update)

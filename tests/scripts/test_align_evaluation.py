@@ -114,7 +114,7 @@ def exported(run_dir: Path) -> dict:
 
 
 def published(folder: Path) -> dict:
-    from actors.weights import published_tensors
+    from actors.published import published_tensors
 
     return dict(published_tensors(folder))
 
@@ -126,7 +126,7 @@ def same(left: dict, right: dict) -> bool:
 def check_candidates(run_dir: Path) -> None:
     """What was sampled for an iteration comes from its behaviour policy alone, never from a snapshot."""
     from actors.policies import policy_folder
-    from actors.weights import published_version
+    from actors.published import published_version
     from larpo.records import read_lists
 
     spans: dict[int, set[int]] = {}
