@@ -136,7 +136,7 @@ def run_of(prompts: int, cluster: AutoscalingCluster, policy: Path, folder: Path
 
 @contextmanager
 def slowed(processes: list[psutil.Process]) -> Iterator[None]:
-    """These processes have a fifth of the time, whatever they do."""
+    """These processes have a tenth of the time, whatever they do."""
     over = threading.Event()
 
     def hold() -> None:
@@ -144,11 +144,11 @@ def slowed(processes: list[psutil.Process]) -> Iterator[None]:
             for process in processes:
                 with suppress(psutil.Error):
                     process.suspend()
-            over.wait(0.2)
+            over.wait(0.3)
             for process in processes:
                 with suppress(psutil.Error):
                     process.resume()
-            over.wait(0.05)
+            over.wait(0.03)
 
     holding = threading.Thread(target=hold)
     holding.start()
