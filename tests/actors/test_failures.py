@@ -12,12 +12,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -25,7 +23,7 @@ import pytest
 
 from actors import placement
 from actors.cast import TrainingCast
-from larpo.errors import CheckpointError, TrainingError
+from larpo.errors import TrainingError
 from larpo.home import Home
 from tests.toy_runs import Runs, check_exactly_once, command_of, train_workers
 
@@ -236,42 +234,3 @@ def test_a_stream_that_dies_too_often_ends_the_run_with_one_error(local_ray, tra
     message = str(caught.value)
     assert "status has nobody to answer it: its actor died more often than training.max_failures = 1 allows" in message
     assert "its process ended (SYSTEM_ERROR)" in message
-
-
-def test_weights_that_find_no_room_in_the_object_store_end_with_what_to_do(tmp_path):
-    """Ray spills to disk by itself; here it is told that the disk is full."""
-    script = "import sys; from tests.actors.test_failures import fill; fill(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "has no room for 32 MiB of weights" in done.stdout
-    assert "--object-store-memory" in done.stdout
-
-
-def fill(folder: str) -> None:
-    """In a process of its own, whose Ray has 80 MB for objects."""
-    import numpy
-    import ray
-
-    from actors.placement import place_store
-    from actors.published import PublishedFolder
-
-    for version, count in ((1, 1), (2, 4)):
-        target = PublishedFolder(Path(folder) / str(version), version)
-        for _ in range(count):
-            target.add(numpy.zeros(2**25, dtype=numpy.uint8))
-        target.close()
-    ray.init(
-        address="local",
-        object_store_memory=80 * 10**6,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"local_fs_capacity_threshold": 0.0},
-    )
-    store = place_store()
-    ray.get(store.publish_folder.remote(1, f"{folder}/1"))
-    try:
-        ray.get(store.publish_folder.remote(2, f"{folder}/2"))
-    except CheckpointError as error:
-        print(error)
-    assert ray.get(store.newest.remote()) == 1
-    ray.shutdown()
