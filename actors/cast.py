@@ -62,10 +62,13 @@ class TrainingCast:
             message = f"the training group failed, after {limit} restarts (training.max_failures):"
             raise TrainingError("\n".join([message, *ends])) from error
 
-    async def call(self, method: Any, *arguments: Any, limit_s: float | None = None) -> Any:
-        """Call a method of the store or the stream; PhaseTimeout when it does not answer in time.
+    async def call(
+        self, method: Any, *arguments: Any, limit_s: float | None = None, knob: str = "timeouts.weights_s"
+    ) -> Any:
+        """Call a method of the store, the stream or the turns; PhaseTimeout when it does not answer in time.
 
-        Ray starts a dead one again and repeats the call; TrainingError when it died too often for that.
+        `limit_s` is what `knob` gives, and is taken from timeouts.weights_s where it is not named.
+        Ray starts a dead store or stream again and repeats the call; TrainingError when it does so no more.
         """
         limit = limit_s or self._timeouts.weights_s
         try:
@@ -74,19 +77,20 @@ class TrainingCast:
         except TimeoutError as error:
             if not own.expired():
                 raise
-            raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s") from error
+            raise PhaseTimeout(f"{method._method_name} did not answer within {limit:g} s ({knob})") from error
         except Exception as error:
             if not is_death(error):
                 raise
             raise TrainingError(
-                f"{method._method_name} has nobody to answer it: its actor died more often than"
-                f" training.max_failures = {self.run.config.training.max_failures} allows; resume the run."
+                f"{method._method_name} has nobody to answer it: its actor died, and is not started again"
+                f" (training.max_failures = {self.run.config.training.max_failures}); resume the run."
                 f" The last time {await obituary(error)}"
             ) from error
 
     async def is_trained(self, iteration: int, wait_s: float = 5.0) -> bool:
         """Whether the trainer has published the end of `iteration`, waiting a little for it."""
-        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=wait_s + self._timeouts.answer_s)
+        limit, knob = wait_s + self._timeouts.answer_s, "timeouts.answer_s"
+        return await self.call(self.stream.wait_trained, iteration, wait_s, limit_s=limit, knob=knob)
 
     async def wait_trained(self, iteration: int) -> None:
         """Until the trainer has published the end of `iteration`; a step that takes too long is an error."""
@@ -117,7 +121,7 @@ class TrainingCast:
         if self.trainer is None or self.trainer.done():
             return
         limit = self._timeouts.stop_s
-        await self.call(self.stream.end_run, limit_s=limit)
+        await self.call(self.stream.end_run, limit_s=limit, knob="timeouts.stop_s")
         if not (await asyncio.wait({self.trainer}, timeout=limit))[0]:
             self._on_failure(
                 "trainer", f"no checkpoint within {limit:g} s of the stop (timeouts.stop_s): the one before counts"

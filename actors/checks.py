@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ MUST_AGREE = ("python", "ray", "torch", "larpo")  # where nodes that differ cann
 LATE_S, WRONG_S = 2.0, 300.0  # clocks: logs are hard to read; S3 refuses requests from 15 minutes on
 FULL = 0.95  # of a disk: Ray spills no object onto one that is fuller
 LITTLE_DISK, LITTLE_SHM = 10 * GIB, GIB // 4
+DRIVER = 580  # NVIDIA's for CUDA 13, which locks/gpu.lock brings
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,23 @@ def check_versions(reports: Sequence[NodeReport], needed: Sequence[str]) -> list
         lines.append(
             warn("versions", text, "Install locks/gpu.lock there: plain causal rows take a slower kernel without it")
         )
+    for driver, nodes in _old_drivers(reports).items():
+        advice = f"CUDA 13 of locks/gpu.lock wants {DRIVER} or newer: renew it there"
+        lines.append(fail("versions", f"NVIDIA's driver is {driver} on {_some(nodes)}", advice))
     if all(line.level == "ok" for line in lines):
         said = ", ".join(f"{name} {version}" for name, version in reports[0].versions.items() if version)
         return [ok("versions", f"{said}; the same on {_count(reports)}")]
     return [line for line in lines if line.level != "ok"]
+
+
+def _old_drivers(reports: Sequence[NodeReport]) -> dict[str, list[str]]:
+    """{version: nodes that have it}, of those that are too old."""
+    found: dict[str, list[str]] = {}
+    for report in reports:
+        major = report.driver.partition(".")[0]
+        if major.isdigit() and int(major) < DRIVER:
+            found.setdefault(report.driver, []).append(report.node)
+    return found
 
 
 def _versions_of(package: str, by_version: Mapping[str, Sequence[str]], needed: Sequence[str]) -> list[Line]:
@@ -140,18 +154,24 @@ def check_run_disk(free: int, wanted: float, where: str) -> list[Line]:
     return [ok("run folder", told)]
 
 
-def check_shared_memory(reports: Sequence[NodeReport], store: float, weights: float) -> list[Line]:
-    """`store`: of the driver's node, where weights lie; `weights`: bytes of one version, 0 when not known."""
+def check_shared_memory(
+    reports: Sequence[NodeReport], store: float, weights: float, bucket: float, samplers: Collection[str]
+) -> list[Line]:
+    """`store`: of the driver's node, where weights lie; `weights`: bytes of one version, 0 when not known.
+
+    They come in buckets of `bucket` bytes to the nodes that may have `samplers`, by name.
+    """
     lines = []
     for report in reports:
+        wanted = max(weights, LITTLE_SHM) if report.node in samplers else LITTLE_SHM
         told = f"{_gib(report.shm_free)} of {_gib(report.shm)} of /dev/shm free on {report.node}"
-        if report.shm_free < max(weights, LITTLE_SHM):
+        if report.shm_free < wanted:
             advice = "Give the container more (--shm-size), weights are handed to an engine through it"
             lines.append(fail("shared memory", told, advice))
     held, advice = f"the driver's node holds {_gib(store)} of objects", "--object-store-memory"
-    if store < weights:
-        text = f"{held}, one weight version has {_gib(weights)}"
-        lines.append(fail("object store", text, f"Start Ray there with a larger {advice}"))
+    if store < min(weights, bucket):
+        text = f"{held}, and weights come in buckets of {_gib(min(weights, bucket))}"
+        lines.append(fail("object store", text, f"Start Ray there with a larger {advice}, or lower weights.bucket_mib"))
     elif store < 2 * weights:
         text = f"{held}, less than two weight versions of {_gib(weights)}"
         lines.append(warn("object store", text, f"Ray will spill to disk; start it there with a larger {advice}"))
@@ -203,13 +223,21 @@ def check_silent(silent: Mapping[str, str], answered: int) -> list[Line]:
     return lines or [ok("nodes", f"{_nodes(answered)} answered")]
 
 
-def check_dashboard(address: str, *, has_token: bool) -> list[Line]:
-    """`address`: host and port, empty without a dashboard; `has_token`: Ray's own authentication is on."""
+def check_dashboard(address: str, *, has_token: bool, alone: bool = False) -> list[Line]:
+    """`address`: host and port, empty without a dashboard; `has_token`: Ray's own authentication is on.
+
+    `alone`: this Ray has no other node, and all of its ports are on loopback.
+    """
     if not address:
         return [warn("dashboard", "there is none", "Start Ray with its dashboard (ray[default]) to submit and watch")]
     host = address.rpartition(":")[0].strip("[]")
     if host in ("127.0.0.1", "localhost", "::1"):
-        return [ok("dashboard", f"http://{address}, on loopback")]
+        if has_token or alone:
+            return [ok("dashboard", f"http://{address}, on loopback")]
+        text = (
+            f"http://{address} is on loopback, but Ray's other ports ask for no token: who reaches them runs code here"
+        )
+        return [warn("dashboard", text, "Turn Ray's token on before the head starts (docs/security.md)")]
     advice = "Start the head with --dashboard-host 127.0.0.1, and reach it through ssh -L or kubectl port-forward"
     if has_token:
         return [warn("dashboard", f"http://{address} can be reached by others, who need Ray's token", advice)]

@@ -21,6 +21,7 @@ from actors.intended import Plan, actor_sizes, examine_recipe
 from actors.probe import NodeReport, Question, delete_file, write_file
 from actors.room import all_nodes, check_possible, has_autoscaler
 from larpo.errors import LarpoError
+from larpo.home import working_folder
 from larpo.storage import is_uri
 
 NODE_S = 60.0  # until a node has answered
@@ -71,7 +72,7 @@ def examine_cluster(plan: Plan | None, address: str, limit_s: float) -> list[Lin
     finally:
         _forget(with_file)
     lines += checks.check_silent(silent, len(reports))
-    lines += checks.check_dashboard(address, has_token=has_token())
+    lines += checks.check_dashboard(address, has_token=has_token(), alone=not os.environ.get("RAY_ADDRESS"))
     if reports:
         lines += _judged(reports, plan, with_file)
         lines += _between(probes, limit_s)
@@ -100,13 +101,14 @@ def _judged(reports: Sequence[NodeReport], plan: Plan | None, question: Question
             needs, more = actor_sizes(plan, on_gpus=on_gpus), has_autoscaler()
             lines += checks.check_memory(reports, needs, on_gpus=on_gpus, more_may_come=more)
     lines += checks.check_disk(reports)
-    weights = plan.weights if plan else 0.0
-    lines += checks.check_shared_memory(reports, _own_store(), weights)
+    weights, bucket = (plan.weights, plan.bucket) if plan else (0.0, 0.0)
+    lines += checks.check_shared_memory(reports, _own_store(), weights, bucket, _sampler_nodes(plan))
     if question.storage:
         lines += checks.check_storage(reports, question.storage)
         lines += checks.check_folders(reports)
-    if sizes is not None and question.storage and not is_uri(question.storage):
-        above = next(place for place in (Path(question.storage), *Path(question.storage).parents) if place.exists())
+    if sizes is not None and question.storage:
+        here = working_folder(question.storage) if is_uri(question.storage) else Path(question.storage)
+        above = next(place for place in (here, *here.parents) if place.exists())
         lines += checks.check_run_disk(shutil.disk_usage(above).free, sizes.disk, str(above))
     without = [report.node for report in reports if not report.has_hub_token]
     if plan is not None and hub_items(plan.config) and 0 < len(without) < len(reports):
@@ -186,6 +188,15 @@ def _reached(probes: Mapping[str, Any], limit_s: float) -> tuple[dict[str, str],
     return {name: ray.get(tried, timeout=limit_s) for name, tried in tries.items()}, first
 
 
+def _sampler_nodes(plan: Plan | None) -> set[str]:
+    """Names of the nodes that could hold a sampler, were they empty."""
+    import ray
+
+    asked = [bundle for bundle in plan.bundles if bundle.name == "sampler"][:1] if plan else []
+    names = node_names(ray.nodes())
+    return {names[node.name] for node in all_nodes() if asked and not pack(asked, [node]).left}
+
+
 def _own_store() -> float:
     """Object store of the driver's node in bytes: the weight store is there."""
     import ray
@@ -195,8 +206,10 @@ def _own_store() -> float:
 
 
 def has_token() -> bool:
-    """Whether Ray's own authentication is on."""
-    return os.environ.get("RAY_AUTH_MODE", "token") != "disabled"
+    """Whether Ray's own authentication is on, in the Ray that was joined: without a token it turns itself off."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return is_token_auth_enabled()
 
 
 def _last_line(error: BaseException) -> str:

@@ -122,8 +122,10 @@ class Engine:
             raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
         return [_sample(output) for output in outputs]
 
-    async def update_weights(self, version: int, bucket_files: Sequence[Path]) -> None:
+    async def update_weights(self, version: int, bucket_files: Sequence[Path], *, partial: bool = False) -> None:
         """Swap weights under running requests: they are paused, kept, and go on under the new version.
+
+        `partial`: layers without a tensor in the buckets keep what they have.
 
         After an error the engine stays paused, for its weights are neither the old nor the new: replace it.
         """
@@ -132,7 +134,8 @@ class Engine:
         await self._llm.pause_generation(mode="keep")
         await self._llm.start_weight_update()
         for path in bucket_files:
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+            bucket = {"path": str(path), "partial": partial}
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=bucket))
         await self._llm.finish_weight_update(weight_version=str(version))
         await self._llm.resume_generation()
 

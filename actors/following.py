@@ -26,7 +26,7 @@ async def follow(cast: Cast) -> AsyncIterator[None]:
 async def _follow(cast: Cast, over: asyncio.Event) -> None:
     version, limit = 0, LOOK_S + cast.run.config.timeouts.answer_s
     while not over.is_set():
-        found = await cast.call(cast.stream.wait_published, version, LOOK_S, limit_s=limit)
+        found = await cast.call(cast.stream.wait_published, version, LOOK_S, limit_s=limit, knob="timeouts.answer_s")
         if found is not None:
             version, publication = found
             await cast.samplers.update(version)

@@ -53,6 +53,11 @@ class Plan:
             return 0.0
         return self.sizes.parameters * (2.0 if self.config.policy.dtype == "bfloat16" else 4.0)
 
+    @property
+    def bucket(self) -> float:
+        """Bytes of a bucket of weights; 0 where no weights go to samplers."""
+        return self.config.weights.bucket_mib * 2.0**20 if isinstance(self.config, Config) else 0.0
+
 
 def actor_sizes(plan: Plan, *, on_gpus: bool) -> dict[str, tuple[int, float]]:
     """{actor: (how many, bytes of each)} of the actors that are on GPUs, or of the others.

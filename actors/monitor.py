@@ -53,8 +53,8 @@ class Monitor:
         began = time.time()
         self._store = self._store or self._ask_store()
         moving, self._tokens_then = self._flow.tokens > self._tokens_then, self._flow.tokens
-        limit = self._cast.run.config.timeouts.answer_s
-        status = await self._cast.call(self._cast.stream.status, moving, limit_s=limit)
+        limit, knob = self._cast.run.config.timeouts.answer_s, "timeouts.answer_s"
+        status = await self._cast.call(self._cast.stream.status, moving, limit_s=limit, knob=knob)
         self._progress.waiting = status.waiting
         pool = self._cast.samplers
         for record in status.reports:

@@ -224,13 +224,14 @@ def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
 def place_turns() -> Any:
     import ray
 
-    return ray.remote(Turns).options(num_cpus=0, max_concurrency=100, name=actor_name("turns")).remote()
+    options = {"num_cpus": 0, "max_concurrency": 100, "name": actor_name("turns")}
+    return ray.remote(Turns).options(**options, **_beside_driver()).remote()
 
 
 def place_desk(lists: Mapping[str, Any]) -> Any:
     import ray
 
-    return ray.remote(TrainingDesk).options(num_cpus=0, name=actor_name("desk")).remote(lists)
+    return ray.remote(TrainingDesk).options(num_cpus=0, name=actor_name("desk"), **_beside_driver()).remote(lists)
 
 
 def on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from larpo.storage import Storage, is_uri
 
@@ -43,6 +44,7 @@ class NodeReport:
     node: str
     versions: dict[str, str]  # "" for what is not installed
     gpus: tuple[int, ...] = ()  # memory of each
+    driver: str = ""  # version of NVIDIA's, where there are GPUs
     memory: int = 0
     memory_free: int = 0
     shm: int = 0
@@ -88,12 +90,13 @@ class Probe:
 def look(question: Question) -> NodeReport:
     import psutil
 
-    memory, shm, disk = psutil.virtual_memory(), _usage("/dev/shm"), _usage(tempfile.gettempdir())
-    limit, used = _cgroup()
+    memory, shm, disk = psutil.virtual_memory(), _usage("/dev/shm"), _usage(session_folder())
+    (driver, gpus), (limit, used) = nvidia(), _cgroup()
     return NodeReport(
         node=socket.gethostname(),
         versions=versions(),
-        gpus=gpus(),
+        gpus=gpus,
+        driver=driver,
         memory=min(memory.total, limit or memory.total),
         memory_free=min(memory.available, limit - used) if limit else memory.available,
         shm=shm[0],
@@ -130,14 +133,24 @@ def code_fingerprint(packages: Sequence[str] = OWN_CODE) -> str:
     return digest.hexdigest()[:12]
 
 
-def gpus() -> tuple[int, ...]:
-    """Memory of each GPU, as its driver says: torch sees none in an actor that has asked for none."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def nvidia() -> tuple[str, tuple[int, ...]]:
+    """The driver's version, and the memory of each GPU as it says: torch sees none in an actor that asks for none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(int(line) * MIB for line in done.stdout.split() if line.isdigit())
+        return "", ()
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+    found = [(row[0], int(row[1]) * MIB) for row in rows if len(row) == 2 and row[1].isdigit()]
+    return found[0][0] if found else "", tuple(memory for _, memory in found)
+
+
+def session_folder() -> str:
+    """Where Ray keeps logs on this node, and spills objects unless it was told another place."""
+    from ray._private.worker import global_worker
+
+    own: Any = global_worker.node
+    return own.get_session_dir_path() if own is not None else tempfile.gettempdir()
 
 
 def has_hub_token() -> bool:

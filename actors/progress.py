@@ -13,6 +13,7 @@ from actors.console_page import RunState, SamplerState
 from actors.telemetry import Telemetry
 from larpo.busy import Span, busy_metrics, overlap_metrics, within
 from larpo.config import Config
+from larpo.masking import redact
 
 STARTING, SAMPLING, EVALUATING = "starting engines and trainer", "sampling and ranking", "held-out evaluation"
 EVALUATING_SNAPSHOT = "evaluation of a snapshot"
@@ -170,11 +171,11 @@ class Progress:
         }
 
     def alarm(self, message: str) -> None:
-        self._alarms.append(message)
+        self._alarms.append(redact(message))
         self._telemetry.log("alarm", message=message)
 
     def failed(self, actor: str, reason: str) -> None:
-        self._alarms.append(f"{actor}: {reason.splitlines()[0]}"[:200])
+        self._alarms.append(redact(f"{actor}: {reason.splitlines()[0]}")[:200])
         self._telemetry.log("failure", actor=actor, reason=reason)
 
     def reward_failed(self, candidate: str, reason: str) -> None:

@@ -103,7 +103,7 @@ def read_beside(folder: Path) -> dict[str, bytes]:
     """What `PublishedFolder.put_beside` wrote, by name; raises CheckpointError on a checksum that does not match."""
     found = {}
     for name, recorded in manifest(folder).get("beside", {}).items():
-        found[name] = (folder / name).read_bytes()
+        found[name] = (folder / inside(name)).read_bytes()
         if checksum(found[name]) != recorded:
             raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the recorded one")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from actors import placement
 from actors.console_page import clock_text
 from actors.keeping import kept
+from actors.obituary import told
 from actors.preparation import locked
 from actors.published import published_tensors, read_beside
 from actors.reward_preparation import PreparedRewardRun, create_reward_folder
@@ -118,6 +120,9 @@ class Watch:
         import ray
 
         status = ray.get(self._spec.desk.status.remote(), timeout=self._run.config.timeouts.weights_s)
+        for failure in status.failures:
+            reason = asyncio.run(told(failure.reason, failure.actor_id))
+            self._telemetry.log("failure", actor=f"trainer-{failure.rank}", reason=reason)
         for record in status.records:
             self._heard = time.monotonic()
             self._take(dict(record))
@@ -131,8 +136,6 @@ class Watch:
     def _take(self, record: dict[str, Any]) -> None:
         event = record.pop("event")
         if event == "ready":
-            if self._ready:
-                self._telemetry.log("failure", actor="trainer", reason="a worker died; the group started again")
             self._ready, self._began = True, (time.monotonic(), record["step"])
             self._telemetry.say(f"training from step {record['step']} of {record['steps']}")
         elif event == "measured":

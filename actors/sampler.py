@@ -159,7 +159,7 @@ class Sampler:
                 self._takes_prompts.clear()
                 await self._idle.wait()
             held = time.time()
-            await self._engine.update_weights(version, paths)
+            await self._engine.update_weights(version, paths, partial=len(wanted) < len(buckets))
             self._pause_seconds, self._fixed = time.time() - held, fixed
         finally:
             self._takes_prompts.set()

@@ -14,7 +14,9 @@ from typing import Any
 
 from actors import placement
 from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
+from actors.obituary import obituary
 from actors.published import write_durably
+from actors.remote import answer
 from larpo.errors import EvaluationError, LarpoError
 from larpo.ranking_quality import lists_to_rank
 from larpo.types import CandidateList
@@ -73,11 +75,11 @@ async def _score(evaluation: PreparedEvaluation, model: EvaluatedModel, lists: l
     batch, limits = config.stream.lists_per_part, config.timeouts
     scorer = placement.place_scorer(config, model.policy)
     try:
-        await _answer(model, scorer.load.remote(), limits.trainer_start_s, "timeouts.trainer_start_s")
+        await _answer(model, scorer, scorer.load.remote(), limits.trainer_start_s, "timeouts.trainer_start_s")
         for start in range(0, len(lists), batch):
             part = lists[start : start + batch]
             asked = [(model.token_ids[item.prompt.id], [c.token_ids for c in item.candidates]) for item in part]
-            found = await _answer(model, scorer.score.remote(asked), limits.step_s, "timeouts.step_s")
+            found = await _answer(model, scorer, scorer.score.remote(asked), limits.step_s, "timeouts.step_s")
             for item, values in zip(part, found, strict=True):
                 scores |= {c.id: value for c, value in zip(item.candidates, values, strict=True)}
             write_scores(evaluation.scores_of(model), scores)
@@ -85,19 +87,12 @@ async def _score(evaluation: PreparedEvaluation, model: EvaluatedModel, lists: l
         placement.kill(scorer)
 
 
-async def _answer(model: EvaluatedModel, reference: Any, limit: float, knob: str) -> Any:
-    from ray.exceptions import RayTaskError
-
-    async def answer() -> Any:
-        return await reference
-
+async def _answer(model: EvaluatedModel, scorer: Any, reference: Any, limit: float, knob: str) -> Any:
     try:
-        return await asyncio.wait_for(answer(), limit)
+        return await asyncio.wait_for(answer(reference), limit)
     except TimeoutError as error:
         raise EvaluationError(f"the scorer of {model.name} did not answer within {limit:g} s ({knob})") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, LarpoError):
-            raise error.cause from error
-        raise EvaluationError(f"the scorer of {model.name} failed: {error}") from error
+    except LarpoError:
+        raise
     except Exception as error:
-        raise EvaluationError(f"the scorer of {model.name} failed: {error}") from error
+        raise EvaluationError(f"the scorer of {model.name} failed: {await obituary(error, scorer)}") from error

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from actors import placement
@@ -67,14 +68,19 @@ async def conduct(
             raise
         finally:
             await cast.stop(reason, gently=stopped)
-            try:
-                await asyncio.to_thread(write_report, run.folder)
-            except Exception as error:  # what ended the run is what the user should read
-                progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
+            await _report(run.folder, progress)
         progress.flush()
         telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()}, **results.fields)
-        await asyncio.to_thread(write_report, run.folder)
+        await _report(run.folder, progress)
     return results
+
+
+async def _report(folder: Path, progress: Progress) -> None:
+    """A view of the run: what ended it, or that it is done, is what the user should read."""
+    try:
+        await asyncio.to_thread(write_report, folder)
+    except Exception as error:
+        progress.say(f"alarm: the report could not be written ({type(error).__name__}: {error})")
 
 
 async def watched(cast: TrainingCast, progress: Progress, work: Coroutine[Any, Any, Any]) -> Any:

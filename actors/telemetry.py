@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -111,7 +112,8 @@ class Telemetry:
                 self._close_wandb()
             finally:
                 self._console.close()
-                self._file.close()
+                with suppress(OSError):  # what could not be written has been told
+                    self._file.close()
 
     def __enter__(self) -> Telemetry:
         return self
@@ -122,14 +124,18 @@ class Telemetry:
         self.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DataError(f"{self._path} could not be written: {error}; free disk space, then resume") from error
         self._index += 1
 
     def _send(self, event: str, fields: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
         if not numbers:
             return
-        self._ray.log(numbers, fields)
+        with suppress(Exception):  # a view of the run, as wandb is; Ray itself is missed elsewhere
+            self._ray.log(numbers, fields)
         if self._wandb is not None and event != "sampler":  # there may be hundreds: wandb gets what they do together
             axes = {key: fields[key] for key in ("step", "iteration", "epoch") if key in fields}
             sink, index = self._wandb, self._index

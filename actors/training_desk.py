@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.work import Failure
+
 
 @dataclass(frozen=True)
 class DeskStatus:
     """What came in since the last look."""
 
     records: tuple[Mapping[str, Any], ...]
+    failures: tuple[Failure, ...]  # ranks that ended before their time
     error: str | None  # why the group gives up, where it said so
 
 
@@ -21,6 +24,7 @@ class TrainingDesk:
     def __init__(self, lists: Mapping[str, Sequence[Any]]) -> None:
         self._lists = lists
         self._records: list[Mapping[str, Any]] = []
+        self._failures: list[Failure] = []
         self._error: str | None = None
 
     def lists(self, name: str) -> Sequence[Any]:
@@ -30,10 +34,15 @@ class TrainingDesk:
     def report(self, record: Mapping[str, Any]) -> None:
         self._records.append(record)
 
+    def group_failed(self, failures: Sequence[Failure]) -> None:
+        """Ray Train starts the group again, or gives up."""
+        self._failures.extend(failures)
+
     def fail(self, error: str) -> None:
         """An error that a new start would meet again."""
         self._error = self._error or error
 
     def status(self) -> DeskStatus:
         records, self._records = self._records, []
-        return DeskStatus(tuple(records), self._error)
+        failures, self._failures = self._failures, []
+        return DeskStatus(tuple(records), tuple(failures), self._error)

@@ -47,7 +47,7 @@ def _fit(spec: TrainSpec) -> None:
 def fit_reward_model(spec: RewardSpec) -> None:
     """Run the Ray Train group of a reward model's training to its end; raises TrainingError with the cause."""
     training, limit = spec.config.training, spec.config.timeouts.step_s
-    fit_group(reward_loop, spec, spec.checkpoints, training, step_s=limit)
+    fit_group(reward_loop, spec, spec.checkpoints, training, step_s=limit, tell=spec.desk.group_failed)
 
 
 def fit_group(

@@ -5,7 +5,7 @@ worker is a process of its own that cannot resolve Ray object references. vLLM i
 every worker before it makes the transfer engine (`worker_extension_cls`), so no installed entry point is needed and a
 bare `ray job submit --working-dir` finds it.
 
-An update may leave layers out: they keep the weights that they have. Either all of a layer's tensors come, or none.
+A partial update leaves layers out: they keep the weights that they have. Either all of a layer's tensors come, or none.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class BucketFile(WeightTransferUpdateInfo):
     """One bucket: a safetensors file of checkpoint-format names, on this node."""
 
     path: str
+    partial: bool = False  # the update leaves layers out, which keep the weights that they have
 
 
 class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
@@ -67,6 +68,7 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: BucketFile) -> None:
+        _unsaid.is_on = update_info.partial
         with safe_open(update_info.path, framework="pt", device="cpu") as bucket:
             load: Callable = self.model.load_weights  # type: ignore[assignment]
             load((name, bucket.get_tensor(name)) for name in bucket.keys())  # noqa: SIM118
@@ -115,11 +117,18 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(BACKEND, SharedFileWeightEngine)
 
 
+class _LeftOut(logging.Filter):
+    """vLLM warns of each layer that an update leaves out; here nobody is to wonder about those of a partial one."""
+
+    is_on = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (self.is_on and "Failed to load weights" in str(record.msg))
+
+
 register()
-# vLLM warns of each layer that an update leaves out.
-logging.getLogger(finalize_layerwise_reload.__module__).addFilter(
-    lambda record: "Failed to load weights" not in str(record.msg)
-)
+_unsaid = _LeftOut()
+logging.getLogger(finalize_layerwise_reload.__module__).addFilter(_unsaid)
 
 
 class WeightTransferExtension:

@@ -100,10 +100,15 @@ class ZeroEngine:
 
         Adapters are merged into what is written, and lie beside it on their own; the model stays as it is.
         """
-        target = PublishedFolder(folder, version) if rank == 0 else None
-        put_weights(self.model, target, stage=self._stage, dtype=self._dtype, bucket_mib=bucket_mib, base=base)
-        if target is not None:
-            target.close()
+        try:
+            target = PublishedFolder(folder, version) if rank == 0 else None
+            put_weights(self.model, target, stage=self._stage, dtype=self._dtype, bucket_mib=bucket_mib, base=base)
+            if target is not None:
+                target.close()
+        except OSError as error:
+            raise CheckpointError(
+                f"could not write the weights {folder}: {error}; free disk space, then resume"
+            ) from error
         self.barrier()
 
     def save(self, folder: Path) -> None:

@@ -147,10 +147,10 @@ _WEIGHTS = (
         "weights",
         ("version", "version", "newest weight version that a sampler holds"),
         ("publish_seconds", "seconds", "gathering and publishing one version"),
-        ("gib", "GiB", "size of one published version"),
     ),
     *_gauges(
         "weights",
+        ("gib", "GiB", "what a sampler pulled of one version: fixed buckets come once"),
         ("pull_seconds", "seconds", "a sampler's pull of one version"),
         ("pause_seconds", "seconds", "generation paused while weights are replaced"),
         labels=BY_SAMPLER,

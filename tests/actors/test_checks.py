@@ -9,7 +9,7 @@ from actors import checks
 from actors.access import hub_items, judged
 from actors.checks import GIB
 from actors.intended import Plan, actor_sizes, examine_recipe
-from actors.probe import NodeReport, Question, code_fingerprint, look, try_storage, write_file
+from actors.probe import NodeReport, Question, code_fingerprint, look, nvidia, try_storage, write_file
 from actors.sizes import Estimates
 from larpo.config import Config
 from larpo.reward_training_config import load_reward_training
@@ -53,6 +53,8 @@ def skewed(**versions) -> NodeReport:
         (skewed(larpo=""), "FAIL", "larpo is not on b"),
         (skewed(**{"flash-attn": "2.8.3"}), "ok", "the same"),
         (other(gpus=(80 * GIB,)), "warn", "flash-attn is not on b"),
+        (other(driver="570.86.15"), "FAIL", "NVIDIA's driver is 570.86.15 on b"),
+        (other(driver="580.65.06"), "ok", "the same"),
     ],
 )
 def test_versions(node, level, says):
@@ -135,11 +137,27 @@ def test_the_disk_of_the_run_folder():
         (GIB // 8, 20 * GIB, 0, ["FAIL"]),  # a container's default of 64 MB is of that kind
         (3 * GIB, 20 * GIB, 4 * GIB, ["FAIL"]),
         (30 * GIB, 6 * GIB, 4 * GIB, ["warn"]),
-        (30 * GIB, 3 * GIB, 4 * GIB, ["FAIL"]),
+        (30 * GIB, 3 * GIB, 4 * GIB, ["warn"]),
+        (30 * GIB, GIB // 2, 4 * GIB, ["FAIL"]),
+        (30 * GIB, GIB // 2, GIB // 4, ["ok"]),
     ],
 )
 def test_shared_memory_and_object_store(free, store, weights, expected):
-    assert levels(checks.check_shared_memory([other(shm_free=free)], store, weights)) == expected
+    assert levels(checks.check_shared_memory([other(shm_free=free)], store, weights, GIB, {"b"})) == expected
+
+
+def test_a_node_without_samplers_needs_no_room_for_weights():
+    assert levels(checks.check_shared_memory([other(shm_free=3 * GIB)], 20 * GIB, 4 * GIB, GIB, {"a"})) == ["ok"]
+
+
+def test_drivers_and_memory_are_what_nvidia_smi_tells(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '580.65.06, 81559\\n580.65.06, 81559\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert nvidia() == ("580.65.06", (81559 * 2**20,) * 2)
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert nvidia() == ("", ())
 
 
 def test_storage_that_one_node_does_not_see():
@@ -176,8 +194,9 @@ def test_a_node_that_gives_no_answer_is_a_failure():
 @pytest.mark.parametrize(
     ("address", "token", "level"),
     [
-        ("127.0.0.1:8265", False, "ok"),
-        ("[::1]:8265", False, "ok"),
+        ("127.0.0.1:8265", True, "ok"),
+        ("[::1]:8265", True, "ok"),
+        ("127.0.0.1:8265", False, "warn"),  # the other ports are where the cluster's nodes reach them
         ("10.0.0.7:8265", True, "warn"),
         ("10.0.0.7:8265", False, "warn"),
         ("", True, "warn"),
@@ -186,7 +205,11 @@ def test_a_node_that_gives_no_answer_is_a_failure():
 def test_the_dashboard_is_on_loopback_or_said(address, token, level):
     (line,) = checks.check_dashboard(address, has_token=token)
     assert line.level == level
-    assert level == "ok" or not address or ("who reaches it runs code here" in line.text) == (not token)
+    assert level == "ok" or not address or ("runs code here" in line.text) == (not token)
+
+
+def test_a_ray_on_loopback_alone_needs_no_token():
+    assert levels(checks.check_dashboard("127.0.0.1:8265", has_token=False, alone=True)) == ["ok"]
 
 
 def test_ports_between_nodes():

@@ -31,94 +31,116 @@ def cluster(tmp_path, monkeypatch):
     started.close()
 
 
-def pool_on_the_cluster(policy: str, folder: Path) -> dict:
-    """In a process of its own: samples with one sampler, then two, then one again; what came of it."""
+def pool_on_the_cluster(policy: str, folder: Path) -> None:
+    """In a process of its own: samples with one sampler, then two, then one again; prints what came of it."""
     import ray
-    from safetensors.torch import load_file
 
-    from actors.engine import EngineOptions
-    from actors.placement import ENVIRONMENT, kill, place_sampler, place_store
-    from actors.pool import SamplerPool
-    from actors.published import PublishedFolder, encode_bucket
-    from actors.sampler import SampleTask
-    from larpo.config import Config
-    from larpo.policy import prepare_policy
+    from actors.placement import ENVIRONMENT, place_store
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
-    samplers = {"max_count": 2, "resources": SLOT, "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
-    config = Config.model_validate(
-        {"policy": {"model": policy, "dtype": "float32"}, "samplers": {**samplers, "drain_s": 0.5}}
-    )
-    store, failures = place_store(), []
-    published = PublishedFolder(folder / "policy-0001", 1)
-    published.add(encode_bucket(load_file(Path(policy) / "model.safetensors")))
-    published.close()
-    pool = SamplerPool(
-        lambda name: place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store),
-        kill,
-        config.samplers,
-        config.timeouts,
-        prompts_per_sampler=2,
-        on_failure=lambda name, reason: failures.append((name, reason)),
-    )
+    store = place_store()
+    ray.get(store.publish_folder.remote(1, published(policy, folder / "policy-0001")))
+    print("found " + json.dumps(asyncio.run(PoolOnTheCluster(policy, store).go())), flush=True)
 
-    def nodes() -> int:
-        return sum(node["Alive"] for node in ray.nodes()) - 1
 
-    async def until(condition, limit_s: float) -> float:
+def published(policy: str, folder: Path) -> str:
+    """The policy's own weights as version 1."""
+    from safetensors.torch import load_file
+
+    from actors.published import PublishedFolder, encode_bucket
+
+    target = PublishedFolder(folder, 1)
+    target.add(encode_bucket(load_file(Path(policy) / "model.safetensors")))
+    target.close()
+    return str(folder)
+
+
+def nodes() -> int:
+    """Beside the head."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) - 1
+
+
+class PoolOnTheCluster:
+    """A pool of real samplers, with one prompt more than they take at a time, for as long as it is looked at."""
+
+    def __init__(self, policy: str, store) -> None:
+        from actors.engine import EngineOptions
+        from actors.placement import kill, place_sampler
+        from actors.pool import SamplerPool
+        from larpo.config import Config
+        from larpo.policy import prepare_policy
+
+        samplers = {"max_count": 2, "resources": SLOT, "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
+        config = Config.model_validate(
+            {"policy": {"model": policy, "dtype": "float32"}, "samplers": {**samplers, "drain_s": 0.5}}
+        )
+        self.failures, self.answers, self.over = [], {}, asyncio.Event()
+        self.pool = SamplerPool(
+            lambda name: place_sampler(config, EngineOptions.of(config), prepare_policy(config.policy), store),
+            kill,
+            config.samplers,
+            config.timeouts,
+            prompts_per_sampler=2,
+            on_failure=lambda name, reason: self.failures.append((name, reason)),
+        )
+
+    async def until(self, condition, limit_s: float) -> float:
         started = time.monotonic()
         async with asyncio.timeout(limit_s):
             while not condition():
-                await pool.poll()
+                await self.pool.poll()
                 await asyncio.sleep(0.2)
         return round(time.monotonic() - started, 1)
 
-    async def go() -> dict:
-        await store.publish_folder.remote(1, str(folder / "policy-0001"))
-        await pool.start()
-        await pool.update(1)
-        over, answers = asyncio.Event(), {}
+    async def answer(self, number: int) -> None:
+        from actors.sampler import SampleTask
 
-        async def answer(number: int) -> None:
-            task = SampleTask(f"0000/{number}", 0, (40, 41, 42), ((1.0, 4),), 200)
-            answers.setdefault(task.key, []).append(await pool.sample(task))
-            await pool.free_slot()
+        task = SampleTask(f"0000/{number}", 0, (40, 41, 42), ((1.0, 4),), 200)
+        self.answers.setdefault(task.key, []).append(await self.pool.sample(task))
+        await self.pool.free_slot()
 
-        async def feed(group: asyncio.TaskGroup) -> int:
-            number = 0
-            while not over.is_set():
-                await pool.take_slot()
-                group.create_task(answer(number))
-                number += 1
-            return number
+    async def feed(self, group: asyncio.TaskGroup) -> int:
+        number = 0
+        while not self.over.is_set():
+            await self.pool.take_slot()
+            group.create_task(self.answer(number))
+            number += 1
+        return number
 
+    async def grow_and_shrink(self) -> dict:
+        pool = self.pool
+        await self.until(lambda: self.answers, 120)
+        found = {"nodes_before": nodes()}
+        pool.resize(2)
+        found["pending"] = [member.status for member in pool.members]
+        found["joined_s"] = await self.until(lambda: pool.ready == 2, 300)
+        found["nodes_with_two"] = nodes()
+        joiner = pool.members[1]
+        await self.until(lambda: joiner.stats is not None and joiner.stats.prompts >= 3, 120)
+        found["joiner_prompts"], found["joiner_version"] = joiner.stats.prompts, joiner.version
+        pool.let_go(joiner)
+        found["left_s"] = await self.until(lambda: len(pool.members) == 1, 60)
+        found["node_gone_s"] = await self.until(lambda: nodes() == 0, 90)
+        return found
+
+    async def go(self) -> dict:
+        await self.pool.start()
+        await self.pool.update(1)
         async with asyncio.TaskGroup() as group:
-            feeding = group.create_task(feed(group))
-            await until(lambda: answers, 120)
-            found = {"nodes_before": nodes()}
-            pool.resize(2)
-            found["pending"] = [member.status for member in pool.members]
-            found["joined_s"] = await until(lambda: pool.ready == 2, 300)
-            found["nodes_with_two"] = nodes()
-            joiner = pool.members[1]
-            await until(lambda: joiner.stats is not None and joiner.stats.prompts >= 3, 120)
-            found["joiner_prompts"], found["joiner_version"] = joiner.stats.prompts, joiner.version
-            pool.let_go(joiner)
-            found["left_s"] = await until(lambda: len(pool.members) == 1, 60)
-            found["node_gone_s"] = await until(lambda: nodes() == 0, 90)
-            over.set()
+            feeding = group.create_task(self.feed(group))
+            found = await self.grow_and_shrink()
+            self.over.set()
+        groups = [group for answers in self.answers.values() for group in answers]
         return found | {
             "asked": feeding.result(),
-            "answered": len(answers),
-            "twice": sum(len(each) != 1 for each in answers.values()),
-            "versions": sorted({s.version for [group] in answers.values() for c in group for s in c.versions}),
-            "handed_back": pool.handed_back,
-            "against": [pool.requeued, pool.restarts, failures, pool.take_alarms()],
+            "answered": len(self.answers),
+            "twice": sum(len(each) != 1 for each in self.answers.values()),
+            "versions": sorted({span.version for group in groups for each in group for span in each.versions}),
+            "handed_back": self.pool.handed_back,
+            "against": [self.pool.requeued, self.pool.restarts, self.failures, self.pool.take_alarms()],
         }
-
-    found = asyncio.run(go())
-    print("found " + json.dumps(found), flush=True)
-    return found
 
 
 PROMPTS = 240  # an iteration: enough work for a second sampler to be worth its start

@@ -47,6 +47,17 @@ class Records:
         self.state = state
 
 
+def test_secrets_are_masked_in_the_live_page_before_a_line_is_cut(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret1")
+    told = Records()
+    progress = Progress(config(), told)
+    progress.alarm("401 for hf_verysecret1")
+    progress.failed("sampler-0", 180 * "x" + " hf_verysecret1")
+    progress.show()
+    assert len(told.state.alarms) == 2
+    assert "hf_ver" not in str(told.state)
+
+
 @pytest.mark.parametrize("each_iteration", [True, False])
 def test_the_share_that_is_done_only_grows_and_ends_at_one(each_iteration):
     work = Workload(config(each_iteration=each_iteration))

@@ -158,6 +158,17 @@ def test_secrets_never_reach_file_or_console(tmp_path: Path, monkeypatch: pytest
         assert "401 for [HF_TOKEN] at https://[login]@host/x with [AWS_SECRET_ACCESS_KEY]" in text
 
 
+def test_a_view_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("the metrics agent is gone")
+
+    monkeypatch.setattr("actors.telemetry.RaySink.log", fails)
+    telemetry, _ = opened(tmp_path)
+    telemetry.log("step", {"train/loss": 1.0}, step=1, iteration=0, epoch=0)
+    telemetry.close()
+    assert records(tmp_path)[-1]["train/loss"] == 1.0
+
+
 def test_redact_leaves_the_rest_alone() -> None:
     env = {"HF_TOKEN": "x", "PATH": "/usr/bin:/bin", "TOKENIZERS_PARALLELISM": "falsefalse", "API_KEY": "12345678"}
     text = "x /usr/bin:/bin falsefalse 12345678"
@@ -278,5 +289,5 @@ def test_a_full_disk_is_not_hidden(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     telemetry._file = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl could not be written: .*No space left .*; free disk space"):
         telemetry.log("weights", {"weights/version": 1})

@@ -18,11 +18,12 @@ from actors.published import (
     encode_bucket,
     published_tensors,
     published_version,
+    read_beside,
     read_buckets,
     split_into_buckets,
 )
 from actors.weights import Bucket, WeightStore, remove_orphans, write_bucket_files
-from larpo.errors import CheckpointError
+from larpo.errors import CheckpointError, StorageError
 
 TENSORS = {
     "embed": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -94,6 +95,15 @@ def test_a_full_disk_while_publishing_leaves_the_folder_that_was_there(tmp_path,
         publish(folder, 2)
     assert published_version(folder) == 1
     assert list(dict(published_tensors(folder))) == list(TENSORS)
+
+
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path):
+    folder = publish(tmp_path / "policy-0001", 1)
+    told = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "elsewhere").write_bytes(b"x")
+    (folder / "manifest.json").write_text(json.dumps(told | {"beside": {"../elsewhere": checksum(b"x")}}))
+    with pytest.raises(StorageError, match=r"elsewhere"):
+        read_beside(folder)
 
 
 @pytest.mark.parametrize("index", [0, 40, -1])
