@@ -47,13 +47,15 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
             await heldout.evaluate(cast, progress, Point(iteration))
         await _trained(cast, progress, iteration)
         if heldout.why_stopped(run) is not None:
-            return await cast.end_training()
+            await cast.end_training()
+            break
         await cast.update_samplers()
         heldout.drop_evaluated(run, iteration + 1)
-        drop_publications(run.home)
         progress.end_iteration(iteration)
         await cast.keep_rewards()
-    await heldout.evaluate(cast, progress, Point(training.iterations))
+    else:
+        await heldout.evaluate(cast, progress, Point(training.iterations))
+    drop_publications(run.home)  # of earlier iterations the trainer has dropped them
 
 
 async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:

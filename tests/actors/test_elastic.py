@@ -143,7 +143,7 @@ class PoolOnTheCluster:
         }
 
 
-PROMPTS = 240  # an iteration: enough work for a second sampler to be worth its start
+PROMPTS = 400  # an iteration: enough work for a second sampler to be worth its start
 
 
 def run_of(prompts: int, cluster: AutoscalingCluster, policy: Path, folder: Path) -> tuple[Runs, list[str]]:
