@@ -33,7 +33,7 @@ class Annotation:
         self._run, self._config = cast.run, cast.run.config
         self._in_flight = self._config.overlap == "async"  # new weights come while it goes on
         self._sampled: asyncio.Queue[CandidateList | None] = asyncio.Queue(self._config.stream.lists_per_part)
-        self._memory: Mapping[str, CandidateList] = {}
+        self._memory: asyncio.Task[Mapping[str, CandidateList]] | None = None
         self._recent: deque[CandidateList] = deque(maxlen=self._config.stream.lists_per_part)  # to borrow losers from
 
     async def annotate(self) -> None:
@@ -41,10 +41,10 @@ class Annotation:
         recorded = set(await self._cast.call(self._cast.stream.open_iteration, self._iteration))
         drawn = self._run.drawn(self._iteration)
         todo = [prompt for prompt in drawn if prompt.id not in recorded]
-        self._memory = await self._remember()
         self._progress.begin(SAMPLING, self._iteration, len(drawn), len(drawn) - len(todo))
         async with follow(self._cast) if self._in_flight else nullcontext():
             async with asyncio.TaskGroup() as group:
+                self._memory = group.create_task(self._remember())  # while the first prompts are sampled
                 group.create_task(self._sample_all(todo))
                 group.create_task(self._rank_all())
             await self._replay({prompt.id for prompt in drawn} | recorded)
@@ -61,6 +61,10 @@ class Annotation:
         )
         references = await self._cast.call(self._cast.stream.references)
         return {key: with_references(item, references) for key, item in memory.items()}
+
+    async def _remembered(self) -> Mapping[str, CandidateList]:
+        assert self._memory is not None
+        return await self._memory
 
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -126,10 +130,10 @@ class Annotation:
 
     async def _rank(self, batch: Sequence[CandidateList]) -> tuple[list[CandidateList], dict[str, float]]:
         """The lists with what their prompts remember, best first, and how fast that went."""
-        seed = self._config.run.seed
+        seed, memory = self._config.run.seed, await self._remembered()
         started = time.time()
-        memory = {prompt: item.candidates for prompt, item in self._memory.items()}
-        joined = [join(item, memory.get(item.prompt.id, ())) for item in batch]
+        old = [memory[item.prompt.id].candidates if item.prompt.id in memory else () for item in batch]
+        joined = [join(item, candidates) for item, candidates in zip(batch, old, strict=True)]
         negatives, count = self._config.lists.negatives, self._config.sampling.k
         mixed = with_borrowed(joined, negatives, count=count, seed=seed, recent=self._recent)
         self._recent.extend(joined)
@@ -162,9 +166,10 @@ class Annotation:
 
     async def _replay(self, present: set[str]) -> None:
         """Lists of prompts that this iteration did not draw come after the fresh ones."""
-        if not self._config.lists.replay or not self._memory:
+        memory = await self._remembered()
+        if not self._config.lists.replay or not memory:
             return
-        absent = replays(self._memory, present, self._iteration, seed=self._config.run.seed)
+        absent = replays(memory, present, self._iteration, seed=self._config.run.seed)
         size = self._config.stream.lists_per_part
         for start in range(0, len(absent), size):
             await self._offer(await self._ranked(absent[start : start + size]), {})

@@ -46,11 +46,12 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
 def zero_config(*, dtype: str, stage: int, clip_norm: float, ranks: int) -> dict[str, Any]:
     """The same from single numbers, for whatever is trained."""
     summed_in = "bf16" if dtype == "bfloat16" and stage == 0 else "fp32"
+    clipped_here = dtype == "float32" and stage == 0  # by ZeroEngine, which knows the norm already
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
-        "gradient_clipping": clip_norm,
+        "gradient_clipping": 0.0 if clipped_here else clip_norm,
         "zero_optimization": {"stage": stage, **({"reduce_bucket_size": REDUCED_TOGETHER} if stage else {})},
         "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": summed_in},

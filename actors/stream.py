@@ -313,6 +313,10 @@ class ListStream:
             self._remember()
             self._patience.progress()
 
+    async def has_published(self, iteration: int) -> bool:
+        """Whether samplers may have weights that were published within this iteration."""
+        return self._published is not None and self._published[0] == iteration
+
     async def group_failed(self, failures: Sequence[Failure]) -> None:
         """Ranks that ended before their time; Ray Train starts the group again, or gives up."""
         self._patience.heard, self._regrouping = time.monotonic(), True

@@ -282,12 +282,16 @@ class Rank:
         self._publish_again()
 
     def _publish_again(self) -> None:
-        """Samplers may not have what this iteration had published: they get the weights of the checkpoint for it."""
-        bound = staleness(self._config)
+        """Samplers may not have what this iteration had published, or have what came of steps that are rolled back.
+
+        They get the weights of the checkpoint for it.
+        """
+        bound, iteration = staleness(self._config), self._journal.iteration
         if bound is None or self._journal.epoch > 0:
             return
-        publication = bound.publication(bound.steps(len(self._journal.used(self._journal.iteration, 0))))
-        if publication > 0:
+        publication = bound.publication(bound.steps(len(self._journal.used(iteration, 0))))
+        ahead = self._rank == 0 and self._call(self._spec.stream.has_published, iteration)
+        if self._engine.maximum([publication, int(ahead)]) != [0, 0]:
             self._publish_within(publication)
 
     def _load_reference(self) -> None:

@@ -35,6 +35,7 @@ class ZeroEngine:
         self, model: torch.nn.Module, *, optimizer: Optimizer, dtype: str, zero_stage: int, ranks: int
     ) -> None:
         self._dtype, self._stage, self._ranks, self._lora = dtype, zero_stage, ranks, has_lora(model)
+        self._clip_norm = optimizer.clip_norm
         if self._lora:
             drop_frozen_from_state(model)
         self.device = next(model.parameters()).device
@@ -81,17 +82,21 @@ class ZeroEngine:
     def apply(self) -> tuple[float, bool]:
         """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
 
-        DeepSpeed's own check skips a step whose gradients are not finite, on every rank; plain float32 has none.
+        DeepSpeed's own check skips a step whose gradients are not finite, on every rank; plain float32 has none, and is
+        clipped here, where one pass over the gradients has told their norm.
         """
         if self._stage > 0 or self._dtype == "bfloat16":
             self._engine.step()
             norm = self._engine.get_global_grad_norm()
             return float(norm if norm is not None else float("nan")), bool(self._engine.was_step_applied())
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        with_gradient = [p for p in self.model.parameters() if p.grad is not None]
+        total = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
+        norm = float(total)
         if not math.isfinite(norm):
             self._engine.zero_grad()
             return norm, False
+        if norm > self._clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clip_norm, total)
         self._engine.step()
         return norm, True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 from larpo.errors import DataError
@@ -25,6 +26,7 @@ class Hardness:
     overlap: float
 
 
+@lru_cache(4096)  # of a list's responses it is asked several times
 def word_ngrams(text: str, n: int = 3) -> Ngrams:
     """The distinct runs of n words, split at white space, case kept; a shorter text is one run."""
     words = text.split()

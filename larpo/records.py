@@ -102,8 +102,9 @@ def write_part(folder: str | Path, lists: Sequence[CandidateList], iteration: in
     if path.exists():
         raise DataError(f"{path} exists; parts are never changed: write number {next_part_number(folder, iteration)}")
     table = _to_table(lists, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _flush_folder(path.parent.parent)
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _flush_folder(path.parent.parent)
     _publish(table, path)
     return path
 

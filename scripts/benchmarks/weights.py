@@ -1,8 +1,9 @@
 """`weights`: from the publication of a version until every sampler generates with it, while the samplers are at work.
 
 The trainer's part, gathering its shards and writing the folder, lies before: a version is published from its folder, as
-after each iteration. The bytes are those of the policy and, with `--gib`, of random weights of the same kind of model
-made wider and deeper. A plain copy of as many bytes within shared memory is the physical limit beside it.
+after each iteration, in the type that the policy is computed in. The bytes are those of the policy and, with `--gib`,
+of random weights of the same kind of model made wider and deeper. A plain copy of as many bytes within shared memory,
+made while the samplers are at work too, is the physical limit beside it.
 """
 
 from __future__ import annotations
@@ -103,20 +104,22 @@ def published(settings: Mapping[str, Any]) -> dict[str, Any]:
     work = Publications(**settings)
     with tempfile.TemporaryDirectory() as folder, ray_for(work.config):
         target = Path(folder) / "policy-0001"
-        nbytes = _write_published(Path(work.policy), target, work.config.weights.bucket_mib)
+        nbytes = _write_published(Path(work.policy), target, work.config.weights.bucket_mib, work.dtype)
         found = asyncio.run(_publish_all(work, target))
-        copies = [copy_seconds(target) for _ in range(work.warm_ups + work.repetitions)]
-    return {**found, "bytes": nbytes, "copy_s": copies}
+    return {**found, "bytes": nbytes}
 
 
-def _write_published(policy: Path, target: Path, bucket_mib: int) -> int:
-    """The model's parameters in buckets, as the trainer writes them; returns their bytes."""
+def _write_published(policy: Path, target: Path, bucket_mib: int, dtype: str) -> int:
+    """The model's parameters in buckets of that type, as the trainer writes them; returns their bytes."""
+    import torch
     from safetensors.torch import load_file
 
     from actors.published import PublishedFolder, encode_bucket, split_into_buckets
 
     parameters = {
-        name: value for file in sorted(policy.glob("*.safetensors")) for name, value in load_file(file).items()
+        name: value.to(getattr(torch, dtype))
+        for file in sorted(policy.glob("*.safetensors"))
+        for name, value in load_file(file).items()
     }
     sizes = {name: value.nbytes for name, value in parameters.items()}
     folder = PublishedFolder(target, 1)
@@ -127,11 +130,13 @@ def _write_published(policy: Path, target: Path, bucket_mib: int) -> int:
 
 
 async def _publish_all(work: Publications, folder: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"store_s": [], "total_s": [], "pull_s": [], "pause_s": []}
+    found: dict[str, list[float]] = {"store_s": [], "total_s": [], "pull_s": [], "pause_s": [], "copy_s": []}
     async with running_pool(work.config, prompts_per_sampler=2) as (pool, store):
         busy = [asyncio.create_task(_keep_busy(pool, work, number)) for number in range(work.samplers)]
         try:
             for version in range(1, work.warm_ups + work.repetitions + 1):
+                await _until_busy(pool, busy)
+                found["copy_s"].append(await asyncio.to_thread(copy_seconds, folder))
                 await _until_busy(pool, busy)
                 started = time.perf_counter()
                 await store.publish_folder.remote(version, str(folder))

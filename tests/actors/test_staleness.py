@@ -137,7 +137,7 @@ class Simulation:
         self.journal = self.saved
         self.queue.restore(self.journal)
         publication = self.bound.publication(self.bound.steps(len(self.journal.used(0, 0))))
-        if publication:
+        if publication or self.published[1]:  # of steps that are rolled back
             self.publish(publication)
 
     def publish(self, publication: int) -> None:
