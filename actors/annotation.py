@@ -18,7 +18,7 @@ from larpo.list_metrics import list_metrics
 from larpo.lists import rank
 from larpo.memory import join, remember, replays, reward_fingerprint, unscored, with_references
 from larpo.negatives import with_borrowed
-from larpo.records import read_lists
+from larpo.records import list_parts, read_lists
 from larpo.types import Candidate, CandidateList, Prompt, list_id
 
 OFFERS = 8  # batches on their way to the stream at a time: to the disk, and waiting for room
@@ -41,6 +41,8 @@ class Annotation:
         recorded = set(await self._cast.call(self._cast.stream.open_iteration, self._iteration))
         drawn = self._run.drawn(self._iteration)
         todo = [prompt for prompt in drawn if prompt.id not in recorded]
+        if recorded and self._config.lists.negatives != "sampled":
+            self._recent.extend(await asyncio.to_thread(self._recorded))
         self._progress.begin(SAMPLING, self._iteration, len(drawn), len(drawn) - len(todo))
         async with follow(self._cast) if self._in_flight else nullcontext():
             async with asyncio.TaskGroup() as group:
@@ -49,6 +51,10 @@ class Annotation:
                 group.create_task(self._rank_all())
             await self._replay({prompt.id for prompt in drawn} | recorded)
             await self._cast.call(self._cast.stream.close_iteration, self._iteration)
+
+    def _recorded(self) -> list[CandidateList]:
+        """The iteration's lists that are on disk from before a restart."""
+        return [item for part in list_parts(self._run.lists, self._iteration) for item in read_lists(part)]
 
     async def _remember(self) -> Mapping[str, CandidateList]:
         """What the memory mode keeps of earlier iterations, with the reference log-probabilities computed since."""

@@ -25,7 +25,7 @@ from larpo.config import Config
 from larpo.errors import ConfigError, DataError, TrainingError
 from larpo.evaluation import HeldoutResult
 from larpo.experiment import ArmResult, rounded_rewards
-from larpo.recipe import arms, flat_knobs, load_config, recipe_name
+from larpo.recipe import arms, first_arms, flat_knobs, load_config, recipe_name
 from larpo.run_log import read_run_log
 from larpo.storage import is_uri
 
@@ -68,6 +68,11 @@ class Grid:
     recipe: str
     arms: tuple[str, ...]
     runs: tuple[ArmRun, ...]
+
+    @property
+    def first(self) -> dict[str, str]:
+        """The arm that each is compared with."""
+        return first_arms(self.recipe)
 
     def results(self) -> list[ArmResult]:
         """Those that are there. DataError for one that is damaged or was made with other knobs."""

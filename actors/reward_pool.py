@@ -16,7 +16,7 @@ from actors.obituary import in_short, obituary
 from actors.remote import answer
 from actors.reward import Described
 from larpo.config import Config
-from larpo.errors import ConfigError, DataError, LarpoError, PhaseTimeout, RewardError
+from larpo.errors import ConfigError, DataError, EndpointError, LarpoError, PhaseTimeout, RewardError
 from larpo.home import Home
 from larpo.reward_cache import RewardCache
 from larpo.rewards import Request, Reward
@@ -145,13 +145,13 @@ class RewardPool:
                     return await asyncio.wait_for(answer(self.actors[number].rank.remote(list(requests))), limit)
             except (ConfigError, DataError):
                 raise  # the request's fault: another replica would say the same
+            except EndpointError:
+                raise  # its servers were asked as often as reward.endpoint.retries says
             except TimeoutError:
                 late = PhaseTimeout(f"no answer in {limit:g} s (timeouts.reward_s a list)")
                 causes.append(str(late))
                 await self._replace(number, late)
             except Exception as error:
-                if isinstance(error, RewardError) and self._section.kind == "http":
-                    raise  # its servers were asked as often as reward.endpoint.retries says
                 causes.append(in_short(error))
                 await self._replace(number, error)
             finally:

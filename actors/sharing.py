@@ -68,6 +68,8 @@ def what_fits(run: PreparedRun, source: Path) -> tuple[bool, bool]:
         raise DataError(f"--share {source}: was begun with another policy or other prompts; give a run with the same")
     theirs = load_config(str(source / CONFIG_FILE))
     of_lists = _differences(lists_knobs(theirs), lists_knobs(run.config))
+    if "async" in (theirs.overlap, run.config.overlap):
+        of_lists.append("overlap: async takes new weights within the first iteration")
     of_evaluation = _differences(evaluation_knobs(theirs), evaluation_knobs(run.config))
     if of_lists and of_evaluation:
         raise ConfigError(f"--share {source}: nothing fits this run; its settings differ: {'; '.join(of_evaluation)}")

@@ -171,7 +171,9 @@ def _objective(config: Config) -> list[str]:
         problems.append(
             f"objective.reference = 'iteration': objective.name = {name!r} has no reference; leave the knob out"
         )
-    for option in config.objective.options:
+    for option, value in config.objective.options.items():
+        if option in spec.above_zero and value == 0:
+            problems.append(f"objective.options.{option} = 0: objective.name = {name!r} divides by it; raise it")
         if option not in spec.options:
             hint = nearest(option, spec.options) if spec.options else "it has none; leave them out"
             problems.append(f"objective.options.{option}: objective.name = {name!r} has no such number; {hint}")

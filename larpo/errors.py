@@ -21,6 +21,10 @@ class RewardError(LarpoError):
     """A reward model that cannot rank any more."""
 
 
+class EndpointError(RewardError):
+    """A reward server that has no usable answer, however often it was asked."""
+
+
 class SamplerError(LarpoError):
     """Samplers that cannot sample any more."""
 

@@ -31,6 +31,8 @@ TABLE_HEADER = (
     "overlap",
 )
 
+_OF_BASE = ("policy.model", "reward.kind", "reward.name", "reward.classifier.model", "prompts.source")  # its rewards
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -62,6 +64,11 @@ class ArmResult:
     def is_judged(self) -> bool:
         """Whether it has held-out rewards: those of a pairwise ranker say nothing, and such runs have none."""
         return "heldout/reward_after" in self.done
+
+    @property
+    def is_right_or_wrong(self) -> bool:
+        """Whether a reward of 1 is a full one: a verifier's."""
+        return self.knobs.get("reward.kind", "verifier") == "verifier"
 
     @property
     def before(self) -> float:
@@ -116,16 +123,21 @@ def against(seeds: Mapping[int, ArmResult], others: Mapping[int, ArmResult]) -> 
     return t_interval([seeds[seed].after - others[seed].after for seed in shared]) if shared else None
 
 
-def table(results: Sequence[ArmResult], arms: Sequence[str]) -> list[tuple[str, ...]]:
-    """One row an arm, as TABLE_HEADER. The gain is against the base policy; "right" are samples of full reward."""
+def table(
+    results: Sequence[ArmResult], arms: Sequence[str], first: Mapping[str, str] | None = None
+) -> list[tuple[str, ...]]:
+    """One row an arm, as TABLE_HEADER. The gain is against the base policy; "right" are samples of full reward.
+
+    `first` names the arm that each is compared with: the first of all where it is not given.
+    """
     found = by_arm(results, arms)
-    first = next(iter(found.values()), {})
+    first = first or dict.fromkeys(arms, next(iter(found), ""))
     rows: list[tuple[str, ...]] = []
     for arm, seeds in found.items():
         runs = list(seeds.values())
         judged = [run for run in runs if run.is_judged]
-        right = [run.done["heldout/fully_met_samples_after"] for run in judged]
-        difference = None if seeds is first else against(seeds, first)
+        right = [run.done["heldout/fully_met_samples_after"] for run in judged if run.is_right_or_wrong]
+        difference = None if arm == first[arm] else against(seeds, found.get(first[arm], {}))
         rows.append(
             (
                 arm,
@@ -152,16 +164,17 @@ def _with_ends(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def markdown(results: Sequence[ArmResult], arms: Sequence[str]) -> str:
+def markdown(results: Sequence[ArmResult], arms: Sequence[str], first: Mapping[str, str] | None = None) -> str:
     """The table as Markdown, for a page of results."""
-    rows = [TABLE_HEADER, tuple("---" for _ in TABLE_HEADER), *table(results, arms)]
+    rows = [TABLE_HEADER, tuple("---" for _ in TABLE_HEADER), *table(results, arms, first)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def arm_plot(results: Sequence[ArmResult], arms: Sequence[str], title: str) -> str:
     """Held-out reward after training by arm, as SVG: a mark a seed, the mean, and the base policy's mean as a line.
 
-    Arms without held-out rewards are left out; DataError when all are.
+    No line where arms have different policies or rewards, which no one number is the base of. Arms without held-out
+    rewards are left out; DataError when all are.
     """
     from larpo.plots import category_plot
 
@@ -169,5 +182,7 @@ def arm_plot(results: Sequence[ArmResult], arms: Sequence[str], title: str) -> s
     if not found:
         raise DataError(f"{title}: no arm has held-out rewards, so that there is nothing to plot")
     groups = {arm: [run.after for run in seeds.values()] for arm, seeds in found.items()}
-    before = [run.before for seeds in found.values() for run in seeds.values()]
-    return category_plot(groups, "held-out reward (mean)", ("base policy", statistics.fmean(before)), title)
+    runs = [run for seeds in found.values() for run in seeds.values()]
+    alike = len({str([run.knobs.get(knob) for knob in _OF_BASE]) for run in runs}) == 1
+    bound = ("base policy", statistics.fmean(run.before for run in runs)) if alike else None
+    return category_plot(groups, "held-out reward (mean)", bound, title)

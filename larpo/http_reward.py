@@ -20,19 +20,18 @@ from typing import Any
 from requests import Response, Session
 from urllib3.exceptions import HTTPError
 
-from larpo.errors import RewardError
-from larpo.reward_config import Endpoint
+from larpo.errors import EndpointError
+from larpo.reward_config import LONGEST_BACKOFF_S, Endpoint
 from larpo.rewards import Request, Reward, finite
 from larpo.types import Message, Prompt
 
 TOKEN = "LARPO_REWARD_TOKEN"  # an environment variable: what the server may ask for
-LONGEST_BACKOFF_S = 30.0
 
 
 class HttpReward:
     """Asks the addresses by turns; one that stalls, fails or answers nonsense is passed over for the next attempt.
 
-    Raises RewardError, naming every attempt's cause, when all attempts at a request failed.
+    Raises EndpointError, naming every attempt's cause, when all attempts at a request failed.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class HttpReward:
                 causes.append(f"{address}: {type(error).__name__}: {error}"[:300])
             if number + 1 < attempts:
                 self._sleep(min(self._section.backoff_s * 2**number, LONGEST_BACKOFF_S))
-        raise RewardError(
+        raise EndpointError(
             f"the reward server gave no answer in {attempts} attempts (reward.endpoint.retries = "
             f"{self._section.retries}): " + "; ".join(causes)
         )

@@ -36,6 +36,7 @@ class ObjectiveSpec:
     divergence: bool = False  # the divergence estimated on mismatched prompts and responses
     per: Literal["list", "token"] = "list"
     options: Mapping[str, float] = field(default_factory=dict)  # objective.options and their defaults
+    above_zero: tuple[str, ...] = ()  # options that cannot be 0
     function: str = ""  # where it is not called as the objective is
 
     @property
@@ -57,6 +58,7 @@ _SPECS = (
         "values",
         "Qin 2010, ApproxNDCG; Zhao 2024, arXiv 2410.04346",
         options={"temperature": 1.0},
+        above_zero=("temperature",),
     ),
     ObjectiveSpec("ipo", "baselines", "pair", "Azar 2023, arXiv 2310.12036, Eq. 17", takes="batch"),
     ObjectiveSpec(

@@ -12,7 +12,7 @@ import torch
 
 from larpo.chat import plain_text
 from larpo.comparisons import design, fit
-from larpo.conversations import Conversation
+from larpo.conversations import Conversation, longest_conversation
 from larpo.errors import DataError
 from larpo.hub import find_model
 from larpo.model_folder import reader_fingerprint
@@ -48,6 +48,8 @@ class PairwiseReward:
         config = AutoConfig.from_pretrained(folder, **shared)
         self._pad = config.pad_token_id
         self._is_pairrm = is_pairrm(config)
+        most = section.max_tokens
+        self._limit = most if self._is_pairrm else longest_conversation(config, self._tokenizer, most)
         self._model: Any = (
             load_pairrm(folder, config, self._tokenizer, getattr(torch, section.dtype))
             if self._is_pairrm
@@ -87,7 +89,7 @@ class PairwiseReward:
 
     def _row(self, prompt: Prompt, first: str, second: str) -> Conversation:
         single = len(prompt.messages) == 1
-        text, limit = prompt.messages[0].content if single else plain_text(prompt.messages), self._section.max_tokens
+        text, limit = prompt.messages[0].content if single else plain_text(prompt.messages), self._limit
         if self._is_pairrm:
             return pairrm_row(self._tokenizer, text, first, second, limit)
         return template_row(self._tokenizer, self._section.template, text, first, second, limit)

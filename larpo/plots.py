@@ -125,7 +125,9 @@ def _line_figure(
     return figure
 
 
-def category_plot(groups: Mapping[str, Sequence[float]], ylabel: str, bound: tuple[str, float], title: str = "") -> str:
+def category_plot(
+    groups: Mapping[str, Sequence[float]], ylabel: str, bound: tuple[str, float] | None, title: str = ""
+) -> str:
     """Values by category: a mark each, a bar at the mean; `bound` is a labelled horizontal line."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -139,13 +141,14 @@ def category_plot(groups: Mapping[str, Sequence[float]], ylabel: str, bound: tup
             axis.plot([place] * len(values), values, "o", color=BLUE, markersize=5, alpha=0.75)
             mean = sum(values) / len(values)
             axis.plot([place - 0.22, place + 0.22], [mean, mean], color=ORANGE, linewidth=2)
-        axis.axhline(bound[1], color=GREY, linewidth=1, linestyle="--", label=bound[0])
+        if bound is not None:
+            axis.axhline(bound[1], color=GREY, linewidth=1, linestyle="--", label=bound[0])
+            axis.legend(loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=8.5, borderpad=0)
         axis.set_xticks(range(len(groups)), list(groups))
         axis.set_xlim(-0.6, len(groups) - 0.4)
         axis.margins(y=0.18)
         axis.set_ylabel(ylabel)
         axis.set_title(title, fontsize=9.5, loc="left")
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=8.5, borderpad=0)
         return _svg(figure)
 
 

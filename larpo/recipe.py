@@ -63,6 +63,14 @@ def arms(recipe: str) -> tuple[str, ...]:
     return tuple(name for name, _ in _arms(_composed(recipe).get(_GRID), recipe))
 
 
+def first_arms(recipe: str) -> dict[str, str]:
+    """The arm that each is compared with: that of the first axis's first label, and the same labels on the others."""
+    first, *others = _composed(recipe)[_GRID].values()
+    begin = next(iter(first))
+    rests = list(itertools.product(*others))
+    return {".".join((label, *rest)): ".".join((begin, *rest)) for label in first for rest in rests}
+
+
 def bundled_recipes() -> tuple[str, ...]:
     """Names of the recipes that come with larpo, sorted."""
     files = resources.files("larpo.recipes").iterdir()

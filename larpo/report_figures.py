@@ -229,7 +229,7 @@ def training_figures(log: RunLog, gap_alarm: float | None) -> list[str]:
         step_figure(
             log,
             "The policy as a ranker",
-            "Score of the best minus the worst candidate, and the share of ordered pairs that the score "
+            "Mean score of the winners minus that of the losers, and the share of ordered pairs that the score "
             "ranks as the reward does; 0.5 is chance.",
             {"train/score_gap": "score gap"},
             {"train/ranking_accuracy": "ranking accuracy"},

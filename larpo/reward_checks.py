@@ -7,22 +7,33 @@ import re
 from larpo.config import Config, Prompts
 from larpo.errors import ConfigError
 from larpo.prompt_sets import BUNDLED_SETS, HELDOUT_ONLY
-from larpo.reward_config import Ranker, Reward
+from larpo.reward_config import LONGEST_BACKOFF_S, Ranker, Reward
 from larpo.user_function import is_function_name
 from larpo.verifiers import check_verifier_name
 
 
 def reward_problems(config: Config) -> list[str]:
-    limit, endpoint = config.timeouts.reward_s, config.reward.endpoint
-    attempts = (endpoint.retries + 1) * endpoint.timeout_s + endpoint.backoff_s * (2**endpoint.retries - 1)
-    if config.reward.kind == "http" and attempts > limit:
-        return [
-            f"timeouts.reward_s = {limit:g}: reward.endpoint may take {attempts:g} s for one list, with its timeout_s, "
-            "retries and backoff_s; raise the one, or lower those"
-        ]
-    reranker = config.evaluation.sweep.reranker
-    problems = [] if reranker is None else _reward_section(reranker, config.prompts, "evaluation.sweep.reranker")
-    return [*_reward_section(config.reward, config.prompts, "reward"), *_reward_gpus(config.reward), *problems]
+    reranker, problems = config.evaluation.sweep.reranker, []
+    for where, reward in (("reward", config.reward), ("evaluation.sweep.reranker", reranker)):
+        if reward is not None:
+            problems += [*_reward_section(reward, config.prompts, where), *_waiting(reward, config, where)]
+            if reward.weight != 1:
+                problems.append(f"{where}.weight = {reward.weight:g}: weighs a part of a weighted reward; leave it out")
+    return [*problems, *_reward_gpus(config.reward)]
+
+
+def _waiting(reward: Reward, config: Config, where: str) -> list[str]:
+    """Servers that may take longer for a list than it is waited for."""
+    limit, problems = config.timeouts.reward_s, []
+    for endpoint in (section.endpoint for section in reward.sections() if section.kind == "http"):
+        pauses = [min(endpoint.backoff_s * 2**number, LONGEST_BACKOFF_S) for number in range(endpoint.retries)]
+        attempts = (endpoint.retries + 1) * endpoint.timeout_s + sum(pauses)
+        if attempts > limit:
+            problems.append(
+                f"timeouts.reward_s = {limit:g}: {where}.endpoint may take {attempts:g} s for one list, with its "
+                "timeout_s, retries and backoff_s; raise the one, or lower those"
+            )
+    return problems
 
 
 def _reward_gpus(reward: Reward) -> list[str]:
@@ -42,11 +53,8 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if reward.kind == "weighted":
         if not reward.parts:
             return [f"{where}.parts = []: weighted needs one part or more, such as {{kind: verifier, weight: 0.5}}"]
-        return [
-            problem
-            for number, part in enumerate(reward.parts)
-            for problem in _reward_section(part, prompts, f"{where}.parts[{number}]")
-        ]
+        named = [(part, f"{where}.parts[{number}]") for number, part in enumerate(reward.parts)]
+        return [p for part, name in named for p in (*_reward_section(part, prompts, name), *_of_whole(part, name))]
     if reward.parts or reward.word_weight:
         return [f"{where}.parts and word_weight: only kind = 'weighted' adds up; set {where}.kind=weighted"]
     if reward.kind == "verifier":
@@ -74,6 +82,13 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
     if not reward.endpoint.addresses:
         problems.append(f"{where}.endpoint.addresses = []: http needs one or more, such as http://127.0.0.1:8100")
     return problems
+
+
+def _of_whole(part: Reward, where: str) -> list[str]:
+    """Knobs that the actor has, which holds all parts."""
+    unset = Reward()
+    given = [name for name in ("resources", "replicas", "cache") if getattr(part, name) != getattr(unset, name)]
+    return [f"{where}.{name}: all parts are in one reward actor; set reward.{name}" for name in given]
 
 
 def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:

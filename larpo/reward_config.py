@@ -53,13 +53,16 @@ class Pooling(Section):
     trust_remote_code: bool = False  # run Python code that the model folder carries
 
 
+LONGEST_BACKOFF_S = 30.0  # between two attempts at a server
+
+
 class Endpoint(Section):
     """A reward server (`kind: http`); a token for it comes from LARPO_REWARD_TOKEN, never from a recipe."""
 
     addresses: tuple[str, ...] = ()  # such as http://127.0.0.1:8100; taken by turns, a failing one is passed over
     timeout_s: Seconds = 60.0  # one request, whatever trickles in
     retries: Annotated[int, Field(ge=0, le=20)] = 3  # further attempts at a request
-    backoff_s: Seconds = 0.5  # wait before the first of them, doubled for each further one
+    backoff_s: Seconds = 0.5  # wait before the first of them, doubled for each further one, up to 30
     reply_mib: Positive = 16  # longest reply
 
 

@@ -22,12 +22,21 @@ class RewardLoss(Protocol):
     """The signature that the losses share."""
 
     def __call__(
-        self, rewards_LM: Tensor, labels_LM: Tensor, where_LM: Tensor | None = None, margins_L: Tensor | None = None
+        self,
+        rewards_LM: Tensor,
+        labels_LM: Tensor,
+        where_LM: Tensor | None = None,
+        margins_L: Tensor | None = None,
+        apart_LM: Tensor | None = None,
     ) -> Tensor: ...
 
 
 def bradley_terry(
-    rewards_LM: Tensor, labels_LM: Tensor, where_LM: Tensor | None = None, margins_L: Tensor | None = None
+    rewards_LM: Tensor,
+    labels_LM: Tensor,
+    where_LM: Tensor | None = None,
+    margins_L: Tensor | None = None,
+    apart_LM: Tensor | None = None,
 ) -> Tensor:
     """Every ordered pair of the list, each against its margin; for a list of two the loss of a preference pair.
 
@@ -40,6 +49,7 @@ def bradley_terry(
         labels_LM: what the data says [L, M]; higher is better, only the order counts.
         where_LM: bool [L, M], True for real candidates; all by default.
         margins_L: how far apart a list's rewards should be at least [L]; 0 by default.
+        apart_LM: bool [L, M], True for candidates that the margin is between, as the data knows it; all by default.
     Returns:
         loss_L: [L], float32 or wider; 0 for a list of equal labels.
     Raises:
@@ -53,13 +63,19 @@ def bradley_terry(
     if margins_L is not None:
         if margins_L.shape != rewards_LM.shape[:1]:
             raise DataError(f"margins have shape {tuple(margins_L.shape)} for {len(rewards_LM)} lists; give one a list")
-        differences_LMM = differences_LMM - margins_L.to(rewards_LM.dtype)[:, None, None]
+        apart_LM = torch.ones_like(labels_LM, dtype=torch.bool) if apart_LM is None else apart_LM
+        margins_LMM = margins_L.to(rewards_LM.dtype)[:, None, None] * (apart_LM[:, :, None] & apart_LM[:, None, :])
+        differences_LMM = differences_LMM - margins_LMM
     loss_LMM = torch.where(beats_LMM, -F.logsigmoid(differences_LMM), 0.0)
     return loss_LMM.sum((1, 2)) / beats_LMM.sum((1, 2)).clamp(min=1)
 
 
 def plackett_luce(
-    rewards_LM: Tensor, labels_LM: Tensor, where_LM: Tensor | None = None, margins_L: Tensor | None = None
+    rewards_LM: Tensor,
+    labels_LM: Tensor,
+    where_LM: Tensor | None = None,
+    margins_L: Tensor | None = None,
+    apart_LM: Tensor | None = None,
 ) -> Tensor:
     """The likelihood of the whole order: each candidate is chosen from itself and those of strictly lower label.
 

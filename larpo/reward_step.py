@@ -103,7 +103,9 @@ def step_lists(
         lists = passes[number]
         rewards_LM, labels_LM, where_LM = _matrices(score, lists)
         margins_L = torch.tensor([item.margin for item in lists], device=rewards_LM.device)
-        loss_L = loss(rewards_LM, labels_LM, where_LM, margins_L)
+        places_M = torch.arange(rewards_LM.shape[1], device=rewards_LM.device)
+        own_LM = places_M < torch.tensor([item.own for item in lists], device=rewards_LM.device)[:, None]
+        loss_L = loss(rewards_LM, labels_LM, where_LM, margins_L, own_LM)
         backward(loss_L.sum() / divisor, last)
         sums += _sums(rewards_LM.detach(), labels_LM, where_LM, loss_L.detach(), lists)
     return sums

@@ -102,7 +102,7 @@ def _list_sums(outcome: ListOutcome) -> dict[str, float]:
         "entropy": float(outcome.token_entropies_N.sum()),
         "score_gap": score_gap(scores, rewards) if pairs else 0.0,
         "ordered_pairs": len(pairs),
-        "right_pairs": sum(scores[i] > scores[j] for i, j in pairs),
+        "right_pairs": sum((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]) for i, j in pairs),
         "fresh_tokens": fresh,
         "gap": gap,
     }

@@ -59,9 +59,9 @@ def _tell(grid: Grid) -> int:
     results = grid.results()
     if not results:
         raise DataError(f"{grid.runs[0].result.parent} holds no results yet; run the experiment first")
-    print(*columns([TABLE_HEADER, *table(results, grid.arms)]), sep="\n")
+    print(*columns([TABLE_HEADER, *table(results, grid.arms, grid.first)]), sep="\n")
     folder = grid.runs[0].result.parent
-    (folder / "table.md").write_text(markdown(results, grid.arms) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown(results, grid.arms, grid.first) + "\n", encoding="utf-8")
     print(f"\ntable  {folder / 'table.md'}")
     if any(result.is_judged for result in results):
         (folder / "plot.svg").write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")

@@ -80,6 +80,8 @@ def application(actor: RewardActor) -> web.Application:
             rewards = await actor.rank(asked)
         except LarpoError as error:
             return web.json_response({"error": str(error)}, status=422)
+        except Exception as error:  # whatever a model raises: the client's message should tell it
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=500)
         found = [[{"value": r.value, "failure": r.failure} for r in row] for row in rewards]
         return web.json_response({"fingerprint": described.fingerprint, "rewards": found})
 

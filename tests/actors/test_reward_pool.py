@@ -10,7 +10,7 @@ from actors import placement
 from actors.reward import Described
 from actors.reward_pool import RewardPool
 from larpo.config import Config
-from larpo.errors import DataError, RewardError
+from larpo.errors import DataError, EndpointError, RewardError
 from larpo.rewards import Reward
 from larpo.types import Prompt
 
@@ -105,11 +105,13 @@ def test_a_dead_replica_is_replaced_and_its_batch_ranked_again(make_pool):
     asyncio.run(go())
 
 
-def test_servers_that_were_asked_as_often_as_they_may_are_not_asked_again(make_pool):
+@pytest.mark.parametrize("part", [False, True])
+def test_servers_that_were_asked_as_often_as_they_may_are_not_asked_again(make_pool, part):
     async def go():
-        spent = Double(error=RewardError("no answer in 4 attempts"))
+        spent = Double(error=EndpointError("no answer in 4 attempts"))
         endpoint = {"addresses": ["http://127.0.0.1:1"], "timeout_s": 0.1, "backoff_s": 0.1}
-        pool, failures = make_pool(spent, Double(), kind="http", endpoint=endpoint)
+        section = {"kind": "http", "endpoint": endpoint}
+        pool, failures = make_pool(spent, Double(), **({"kind": "weighted", "parts": [section]} if part else section))
         await pool.start()
         with pytest.raises(RewardError, match="no answer in 4 attempts"):
             await pool.rank([1])

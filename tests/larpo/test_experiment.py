@@ -1,5 +1,6 @@
 """Results of arms: what is kept, and what the table says."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -50,6 +51,22 @@ def test_the_table_has_a_row_an_arm_in_the_order_of_the_grid():
     assert rows[0][5] == ""  # the first arm is what the others are compared with
     assert rows[1][5].startswith("+0.090 [")
     assert rows[2][4:] == ("+0.100", "+0.000", "15.0%", "0.750", "0.500")
+
+
+def test_arms_of_several_axes_are_compared_with_their_own_kind():
+    """The other axis is the policy: no line is the base of both, and rewards that are no verifier's are not right."""
+    names = ("pairwise.a", "pairwise.b", "listmle.a", "listmle.b")
+    first = {name: f"pairwise.{name[-1]}" for name in names}
+    runs = []
+    for name, after in zip(names, (0.3, 2.0, 0.4, 2.5), strict=True):
+        run = result(name, 0, 0.2, after)
+        kind = "verifier" if name.endswith("a") else "sequence_classification"
+        runs.append(dataclasses.replace(run, knobs={"policy.model": name[-1], "reward.kind": kind}))
+    rows = table(runs, names, first)
+    assert [row[5] for row in rows] == ["", "", "+0.100", "+0.500"]
+    assert [row[6] for row in rows] == ["15.0%", "-", "20.0%", "-"]
+    assert "base policy" not in arm_plot(runs, names, "two policies")
+    assert "base policy" in arm_plot([runs[0], runs[2]], names, "one policy")
 
 
 def test_arms_without_held_out_rewards_have_a_row_and_no_plot():

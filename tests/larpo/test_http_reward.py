@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -213,6 +214,31 @@ def test_the_reference_server_serves_a_verifier(monkeypatch):
     rewards, fingerprint = asyncio.run(work())
     assert rewards == [[Reward(1.0), Reward(0.0)], [Reward(1.0)]]
     assert fingerprint == actor.describe().fingerprint
+
+
+def test_what_a_served_model_raises_reaches_the_client():
+    from aiohttp.test_utils import TestServer
+
+    from scripts.serve_reward import application
+
+    class Full:
+        def describe(self):
+            return SimpleNamespace(fingerprint="f", joint=False)
+
+        async def rank(self, requests):
+            raise MemoryError("no room for 3 GiB")
+
+        async def close(self):
+            pass
+
+    async def work():
+        async with TestServer(application(Full())) as served:
+            endpoint = Endpoint(addresses=(str(served.make_url("")).rstrip("/"),), retries=0)
+            model = await asyncio.to_thread(make_reward_model, RewardSection(kind="http", endpoint=endpoint))
+            await asyncio.to_thread(model.score_lists, REQUESTS)
+
+    with pytest.raises(RewardError, match="MemoryError: no room for 3 GiB"):
+        asyncio.run(work())
 
 
 def test_the_reference_server_ranks_whole_lists_where_the_model_is_joint(tmp_path, monkeypatch):

@@ -230,6 +230,13 @@ def test_a_text_for_a_classifier_is_cut_evenly(classifier):
     assert tokenizer.decode(ids) == f"{'x' * 10}|{'y' * 10}|zz"
 
 
+def test_a_row_is_no_longer_than_the_classifier_has_positions(classifier):
+    """Though the recipe allows more."""
+    positions = json.loads((classifier / "config.json").read_text())["max_position_embeddings"]
+    model = PairwiseReward(Ranker(model=str(classifier), max_tokens=100 * positions))
+    assert len(model._row(PROMPT, "x" * positions, "y" * positions).ids) in range(positions - 3, positions + 1)
+
+
 def test_a_recipe_names_it_and_the_fingerprint_is_of_weights_and_knobs(pairrm, classifier):
     section = RewardSection(kind="pairwise", ranker=Ranker(model=str(pairrm)))
     check_reward(section)

@@ -9,7 +9,16 @@ import pytest
 from larpo.config import Config
 from larpo.errors import ConfigError
 from larpo.objective_table import OBJECTIVES
-from larpo.recipe import arms, bundled_recipes, changed_knobs, check_config, config_to_yaml, load_config, recipe_name
+from larpo.recipe import (
+    arms,
+    bundled_recipes,
+    changed_knobs,
+    check_config,
+    config_to_yaml,
+    first_arms,
+    load_config,
+    recipe_name,
+)
 
 
 def refusal(*overrides: str, recipe: str = "quickstart") -> str:
@@ -513,10 +522,38 @@ def test_a_pool_of_samplers_is_fixed_unless_a_range_is_given():
             ["reward.kind=http", "reward.endpoint.addresses=[http://a]", "reward.endpoint.timeout_s=300"],
             "timeouts.reward_s = 300: reward.endpoint may take 1203.5 s for one list",
         ),
+        (
+            ["reward.kind=weighted", "reward.parts=[{kind: http, endpoint: {addresses: [http://a], timeout_s: 300}}]"],
+            "timeouts.reward_s = 300: reward.endpoint may take 1203.5 s for one list",
+        ),
+        (["reward.weight=2.0"], "reward.weight = 2: weighs a part of a weighted reward"),
+        (
+            ["reward.kind=weighted", "reward.parts=[{resources: {GPU: 1}}]"],
+            "reward.parts[0].resources: all parts are in one reward actor; set reward.resources",
+        ),
+        (
+            ["objective.name=approx_ndcg", "objective.options.temperature=0"],
+            "objective.options.temperature = 0: objective.name = 'approx_ndcg' divides by it",
+        ),
     ],
 )
 def test_knobs_that_would_only_fail_later_are_refused(overrides, message):
     assert message in refusal(*overrides)
+
+
+def test_a_pause_between_attempts_at_a_server_grows_no_further_than_its_limit():
+    """11 attempts of 10 s, and 0.5 + 1 + ... + 16 + 4 x 30 s between them."""
+    served = ["reward.kind=http", "reward.endpoint.addresses=[http://a]", "reward.endpoint.timeout_s=10"]
+    load_config("quickstart", [*served, "reward.endpoint.retries=10", "timeouts.reward_s=262"])
+    with pytest.raises(ConfigError, match=r"may take 261\.5 s"):
+        load_config("quickstart", [*served, "reward.endpoint.retries=10", "timeouts.reward_s=261"])
+
+
+def test_the_arm_that_another_is_compared_with_has_the_same_labels_on_the_other_axes():
+    first = first_arms("paper-table-3")
+    assert set(first) == set(arms("paper-table-3"))
+    assert first["lambdarank.mistral-7b"] == "pairwise.mistral-7b"
+    assert first["pairwise.gemma-2-2b"] == "pairwise.gemma-2-2b"
 
 
 def test_a_run_on_given_answers_has_no_evaluation_on_the_way():

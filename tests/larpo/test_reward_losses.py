@@ -103,6 +103,15 @@ def test_extreme_rewards_and_padding_leave_no_nan(name):
     assert rewards.grad.tolist() == [[1.0, -1.0, 0.0]]
 
 
+def test_a_margin_is_between_the_answers_that_the_data_compares():
+    """The third is a degenerate answer, which nobody said by how much it is worse."""
+    rewards, labels = torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([[2.0, 1.0, 0.0]])
+    apart = torch.tensor([[True, True, False]])
+    found = bradley_terry(rewards, labels, margins_L=torch.tensor([3.0]), apart_LM=apart)
+    differences = torch.tensor([2.0 - 1.0 - 3.0, 2.0 + 1.0, 1.0 + 1.0])
+    assert float(found) == pytest.approx(float(-torch.nn.functional.logsigmoid(differences).mean()))
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match="give one a list"):
         bradley_terry(REWARDS, WINS, margins_L=torch.zeros(2))

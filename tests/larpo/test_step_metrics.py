@@ -104,6 +104,11 @@ def test_the_gap_has_another_name_once_the_policy_has_moved(outcome):
     assert "train/log_prob_gap" not in metrics
 
 
+def test_equal_scores_rank_a_pair_by_chance(outcome):
+    """As at a run's first step, where the policy is the reference and every score is 0."""
+    assert metrics_of([outcome(scores=(0.0, 0.0))])["train/ranking_accuracy"] == 0.5
+
+
 def test_equal_rewards_are_no_pair(outcome, make_list):
     metrics = metrics_of([outcome(source=make_list(0, (2, 1), rewards=(1.0, 1.0)))])
     assert "train/ranking_accuracy" not in metrics
