@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import requests
 
+from tests.actors.test_failures import SLOW_REWARD
 from tests.cluster.test_manifests import templates
 from tests.scripts.test_submit import ROOMS, JobServer
 from tests.toy_runs import REPOSITORY, until, write_toy
@@ -23,6 +24,7 @@ def test_a_head_that_is_ended_stops_its_jobs_first(tmp_path, tiny_policy):
         for room in ROOMS:
             shutil.copytree(REPOSITORY / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
         write_toy(checkout, tiny_policy)
+        (checkout / "toy_reward.py").write_text(SLOW_REWARD)  # else the run is over before the hook
         steps = ("checkpoints.every_steps=1000", "training.lists_per_step=1")
         folder = (f"run.output_dir={run.parent}", "run.name=toy", "prompts.source=prompts.jsonl")
         server.submit("ended", checkout, "recipe.yaml", *folder, *steps)
