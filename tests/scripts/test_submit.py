@@ -185,7 +185,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_in_another(server, checko
 def test_a_job_that_is_killed_goes_on_from_its_periodic_checkpoint(server, checkout, tmp_path):
     """Ray's own grace period of 3 s is over before a run can end well."""
     run = tmp_path / "runs" / "toy"
-    server.submit("killed", checkout, *arguments(run.parent), grace_s=0)
+    server.submit("killed", checkout, *arguments(run.parent, "reward.name=toy_reward:slowly"), grace_s=0)
     server.wait_for_steps("killed", run, 2)
     server.job("stop", "killed", "--address", server.address, "--no-wait")
     until(lambda: not server.workers(), 30, lambda: "\n".join(server.workers()))
