@@ -234,7 +234,7 @@ def test_a_row_is_no_longer_than_the_classifier_has_positions(classifier):
     """Though the recipe allows more."""
     positions = json.loads((classifier / "config.json").read_text())["max_position_embeddings"]
     model = PairwiseReward(Ranker(model=str(classifier), max_tokens=100 * positions))
-    assert len(model._row(PROMPT, "x" * positions, "y" * positions).ids) in range(positions - 3, positions + 1)
+    assert positions // 2 < len(model._row(PROMPT, "x" * positions, "y" * positions).ids) <= positions
 
 
 def test_a_recipe_names_it_and_the_fingerprint_is_of_weights_and_knobs(pairrm, classifier):
