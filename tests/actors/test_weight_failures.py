@@ -30,7 +30,8 @@ def test_a_sampler_that_does_not_take_weights_is_replaced_and_the_run_goes_on(ru
     driver = runs.new("stream", *knobs, f"timeouts.weights_s={UPDATE_LIMIT_S}")
 
     def all_sampled() -> bool:
-        return sum(samples for _, samples in idle_samplers(runs).values()) == 12 * 4
+        """The iteration's prompts, and the two held-out ones."""
+        return sum(samples for _, samples in idle_samplers(runs).values()) == 12 * 4 + 2
 
     runs.until(all_sampled, driver)
     (full, _), (held, _) = (idle_samplers(runs)[number] for number in (0, 1))
