@@ -64,6 +64,7 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 ray.init(address=sys.argv[1], log_to_driver=False)
+sys.stdin.readline()
 held = []
 for size in (2**22, 2**19):
     try:
@@ -87,12 +88,15 @@ def test_an_object_store_that_is_full_ends_the_run_which_goes_on_once_there_is_r
     runs = Runs(tmp_path, tiny_policy, cluster.address)
     (tmp_path / "toy_reward.py").write_text(SLOW_REWARD)
     try:
-        driver = runs.new("stream", "reward.cache=false")
-        runs.until(lambda: runs.records("step"), driver)
         command = [sys.executable, "-c", FILL, cluster.address]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as filler:
+            driver = runs.new("stream", "reward.cache=false", "training.prompts_per_iteration=24")
+            runs.until(lambda: runs.records("lists"), driver)
+            filler.stdin.write("now\n")
+            filler.stdin.flush()
             assert filler.stdout.readline() == "full\n"
             filled = time.monotonic()
+            assert not runs.records("iteration"), "the iteration was over before the store was full"
             assert driver.wait(LIMIT_S) == 1, runs.log()
             print(f"the run ended {time.monotonic() - filled:.1f} s after the store was full")
             filler.stdin.close()
@@ -102,7 +106,7 @@ def test_an_object_store_that_is_full_ends_the_run_which_goes_on_once_there_is_r
         assert "--resume" in said
         runs.until_gone()
         assert runs.start("--resume", str(runs.run_dir)).wait(LIMIT_S) == 0, runs.log()
-        check_exactly_once(runs.run_dir)
+        check_exactly_once(runs.run_dir, counts=(24, 24))
     finally:
         cluster.shutdown()
         for process in runs.processes():
