@@ -206,8 +206,9 @@ def test_a_disk_that_is_full_ends_the_run_and_costs_nothing_once_there_is_room(o
     assert driver.wait(LIMIT_S) == 1, runs.log()
     print(f"the run ended {time.monotonic() - began:.1f} s after the disk was full")
     said = runs.log()
-    (line, *_) = [line for line in said.splitlines() if "No space left on device" in line]
-    assert str(runs.run_dir) in line, said
+    assert "No space left on device" in said
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert str(runs.run_dir) in error, said
     assert "resume" in said
     runs.until_gone()
     filler.unlink()
