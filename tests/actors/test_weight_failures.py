@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from larpo.errors import CheckpointError
 from tests.actors.test_failures import LIMIT_S, SLOW_REWARD
 from tests.toy_runs import Runs, check_exactly_once, command_of
 
