@@ -176,7 +176,11 @@ def test_every_metric_by_sampler_is_told_of_every_sampler(clock):
     flow.tell(status(), pool_of(3), last=True)
     declared = {name for name, metric in METRICS.items() if metric.labels == ("sampler",)}
     for record in records.of("sampler"):
-        assert declared - set(record) == {"weights/pull_seconds", "weights/pause_seconds"}  # told with each update
+        assert declared - set(record) == {
+            "weights/gib",
+            "weights/pull_seconds",
+            "weights/pause_seconds",
+        }  # told at updates
     assert [record["sampler"] for record in records.of("sampler")] == ["sampler-0", "sampler-1", "sampler-2"]
 
 

@@ -1,17 +1,14 @@
-"""Weights that do not get through: one sampler of a real run does not take them, or the object store has no room."""
+"""Real runs whose weights do not get through: one sampler does not take them, or the object store has no room."""
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
-from larpo.errors import CheckpointError
 from tests.actors.test_failures import LIMIT_S, SLOW_REWARD
-from tests.toy_runs import Runs, check_exactly_once, command_of
+from tests.conftest import make_tiny_policy
+from tests.toy_runs import REPOSITORY, Runs, check_exactly_once, command_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 UPDATE_LIMIT_S = 20
@@ -57,40 +54,42 @@ def test_a_sampler_that_does_not_take_weights_is_replaced_and_the_run_goes_on(ru
     assert not runs.processes()
 
 
-def test_weights_that_find_no_room_in_the_object_store_end_with_what_to_do(tmp_path):
-    """Ray spills to disk by itself; here it is told that the disk is full."""
-    script = "import sys; from tests.actors.test_weight_failures import fill; fill(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "has no room for 32 MiB of weights" in done.stdout
-    assert "--object-store-memory" in done.stdout
+class OneNode:
+    """A cluster whose object store has so many bytes, and nowhere to spill to: Ray is told that the disk is full."""
+
+    def __init__(self, store: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": store}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = self._cluster.address
+
+    def close(self) -> None:
+        self._cluster.shutdown()
 
 
-def fill(folder: str) -> None:
-    """In a process of its own, whose Ray has 80 MB for objects."""
-    import numpy
-    import ray
-
-    from actors.placement import place_store
-    from actors.published import PublishedFolder
-
-    for version, count in ((1, 1), (2, 4)):
-        target = PublishedFolder(Path(folder) / str(version), version)
-        for _ in range(count):
-            target.add(numpy.zeros(2**25, dtype=numpy.uint8))
-        target.close()
-    ray.init(
-        address="local",
-        object_store_memory=80 * 10**6,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"local_fs_capacity_threshold": 0.0},
-    )
-    store = place_store()
-    ray.get(store.publish_folder.remote(1, f"{folder}/1"))
+def test_an_object_store_that_is_full_ends_the_run_which_goes_on_with_a_larger_one(tmp_path, monkeypatch):
+    """A policy of 134 MB, first with 80 MB for objects; what was trained is on disk."""
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{tmp_path}")  # of the node, whose workers look for the reward
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.0")
+    make_tiny_policy(tmp_path / "policy", hidden_size=1024, intermediate_size=4096, num_attention_heads=32)
+    cluster = OneNode(80 * 10**6)
+    runs = Runs(tmp_path, tmp_path / "policy", cluster.address)
     try:
-        ray.get(store.publish_folder.remote(2, f"{folder}/2"))
-    except CheckpointError as error:
-        print(error)
-    assert ray.get(store.newest.remote()) == 1
-    ray.shutdown()
+        assert runs.new("stream", "checkpoints.every_steps=1000").wait(LIMIT_S) == 1
+        said = runs.log()
+        assert re.search(r"object store has no room for 1\d\d MiB of weights", said), said
+        assert "--object-store-memory" in said
+        assert "--resume" in said
+        assert len(runs.records("step")) == 6
+        cluster.close()
+        cluster = OneNode(2**29)
+        runs.join(cluster.address)
+        assert runs.start("--resume", str(runs.run_dir)).wait(LIMIT_S) == 0, runs.log()
+        steps = [record["step"] for record in runs.records("step")]
+        assert len(steps) == len(set(steps)) > 6
+        check_exactly_once(runs.run_dir)
+    finally:
+        cluster.close()
+        for process in runs.processes():
+            process.kill()
