@@ -23,7 +23,7 @@ class Engine:
         self.said.append(f"ends {request_id}")
         return [Sample("", (3,), (-1.0,), "stop", ())]
 
-    async def update_weights(self, version, paths):
+    async def update_weights(self, version, paths, partial):
         self.said.append(f"takes v{version}")
 
 
