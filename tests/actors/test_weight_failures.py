@@ -80,7 +80,7 @@ def test_an_object_store_that_is_full_ends_the_run_which_goes_on_with_a_larger_o
         said = runs.log()
         assert re.search(r"object store has no room for 1\d\d MiB of weights", said), said
         assert "--object-store-memory" in said
-        assert "--resume" in said
+        assert f"resume {runs.run_dir}" in said
         assert len(runs.records("step")) == 6
         cluster.close()
         cluster = OneNode(2**29)
