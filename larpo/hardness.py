@@ -26,7 +26,7 @@ class Hardness:
     overlap: float
 
 
-@lru_cache(4096)  # of a list's responses it is asked several times
+@lru_cache(256)  # a list asks for its responses several times; not more, for a long one has many
 def word_ngrams(text: str, n: int = 3) -> Ngrams:
     """The distinct runs of n words, split at white space, case kept; a shorter text is one run."""
     words = text.split()
