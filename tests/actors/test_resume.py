@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import signal
-import time
+import subprocess
 
 import pytest
 
@@ -86,25 +86,28 @@ def is_in_the_second_iteration(runs: Runs) -> bool:
     return any(record["iteration"] == 1 for record in runs.records("step"))
 
 
-PHASES = [
-    pytest.param(is_training, "stream"),
-    pytest.param(is_sampling, "stream", marks=pytest.mark.slow),
-    pytest.param(is_publishing, "stream", marks=pytest.mark.slow),
-    pytest.param(is_in_the_second_iteration, "none", marks=pytest.mark.slow),
+DEATHS = [
+    pytest.param([is_training], "stream"),
+    pytest.param([is_sampling, is_publishing], "stream", marks=pytest.mark.slow),
+    pytest.param([is_in_the_second_iteration], "none", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("phase", "overlap"), PHASES)
-def test_a_run_whose_driver_was_killed_resumes_to_its_end(runs, phase, overlap):
-    driver = runs.new(overlap)
-    while not phase(runs):
-        assert driver.poll() is None, runs.log()
-        time.sleep(0.05)
+def kill(runs: Runs, driver: subprocess.Popen, phase) -> None:
+    """Kill the run's driver in `phase`; returns when nothing of the run is left."""
+    runs.until(lambda: phase(runs), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     runs.until_gone()
     assert not runs.records("done")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("deaths", "overlap"), DEATHS)
+def test_a_run_whose_driver_was_killed_resumes_to_its_end(runs, deaths, overlap):
+    kill(runs, runs.new(overlap), deaths[0])
+    for phase in deaths[1:]:
+        kill(runs, runs.start("--resume", str(runs.run_dir)), phase)
     base = runs.run_dir / "evaluation" / "iteration-0000.json"
     evaluated = json.loads(base.read_text()) if base.exists() else None
     base.unlink(missing_ok=True)  # as if the kill had come before the base policy's evaluation was through
