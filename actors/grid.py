@@ -60,6 +60,11 @@ class ArmRun:
     def knobs(self) -> dict[str, Any]:
         return _knobs(self.config)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a run; the policy of one that is not is evaluated as it is (actors/grid_sweeps.py)."""
+        return self.config.evaluation.sweep.arms != "policy"
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -80,7 +85,7 @@ class Grid:
         for run in self.runs:
             if run.result.is_file():
                 result = ArmResult.read(run.result)
-                _check_knobs(run, result.knobs, run.result)
+                check_knobs(run.knobs, result.knobs, run.result)
                 found.append(result)
         return found
 
@@ -107,7 +112,7 @@ def run_grid(grid: Grid, say: Callable[[str], None]) -> None:
     """Until every run has its result. TrainingError when one fails: the same command goes on from there."""
     grid.results()  # what does not fit is told before anything runs
     for number, run in enumerate(grid.runs, start=1):
-        if run.result.is_file():
+        if run.result.is_file() or not run.is_trained:
             continue
         say(f"[{number}/{len(grid.runs)}] {run.arm}, seed {run.seed}")
         started = time.time()
@@ -121,24 +126,29 @@ def _align(run: ArmRun, source: ArmRun | None) -> None:
     """One `scripts.align` to its end, its output in the run's log."""
     command = [sys.executable, "-m", "scripts.align"]
     if (run.folder / CONFIG_FILE).is_file():
-        _check_knobs(run, _knobs(load_config(str(run.folder / CONFIG_FILE))), run.folder)
+        check_knobs(run.knobs, _knobs(load_config(str(run.folder / CONFIG_FILE))), run.folder)
         command += ["--resume", str(run.folder)]
     else:
         command += [run.recipe, *run.overrides, f"run.output_dir={run.folder.parent}", f"run.name={run.folder.name}"]
         command += ["--share", str(source.folder)] if source else []
     log = run.folder.with_name(f"{run.folder.name}.log")  # an arm's name may have dots
+    run_logged(command, log, f"{run.arm}, seed {run.seed}")
+
+
+def run_logged(command: Sequence[str], log: Path, what: str) -> None:
+    """One command to its end, its output in `log`. TrainingError with the end of that when the command fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
             code = process.wait()
         except BaseException:
-            process.terminate()  # the run ends well, and can be resumed
+            process.terminate()  # it ends well, and can be resumed
             process.wait(timeout=120)
             raise
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-        raise TrainingError(f"{run.arm}, seed {run.seed}: ended with code {code}; {log} ends with:\n{tail}")
+        raise TrainingError(f"{what}: ended with code {code}; {log} ends with:\n{tail}")
 
 
 def _source(run: ArmRun, earlier: Sequence[ArmRun]) -> ArmRun | None:
@@ -163,13 +173,23 @@ def _keep(run: ArmRun, seconds: float) -> None:
         evaluations={evaluation.label: rounded_rewards(evaluation) for evaluation in _evaluations(run.folder)},
         hardness={name: fmean(found) for name in _HARDNESS if (found := [r[name] for r in log.lists if name in r])},
         knobs=_knobs(load_config(str(run.folder / CONFIG_FILE))),
-        made={"larpo": larpo.__version__, "commit": _commit(), "machine": _machine(), "seconds": round(seconds)},
+        made=made(seconds),
     )
-    run.result.parent.mkdir(parents=True, exist_ok=True)
-    partial = run.result.with_suffix(".partial")
-    partial.write_text(result.to_json(), encoding="utf-8")
-    partial.rename(run.result)
+    write_result(run.result, result.to_json())
     _drop_checkpoints(run.folder / "checkpoints")
+
+
+def write_result(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(file)
+
+
+def made(seconds: float) -> dict[str, Any]:
+    """By what code, on what machine and in what time a result was made."""
+    return {"larpo": larpo.__version__, "commit": _commit(), "machine": _machine(), "seconds": round(seconds)}
 
 
 def _evaluations(folder: Path) -> Iterator[HeldoutResult]:
@@ -190,9 +210,8 @@ def _knobs(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat_knobs(config).items() if not key.startswith(_OWN)}
 
 
-def _check_knobs(run: ArmRun, theirs: Mapping[str, Any], where: Path) -> None:
+def check_knobs(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: Path) -> None:
     """DataError when what is there, a result or a run folder, is of other knobs."""
-    ours = run.knobs
     compared = [key for key in ours if key in theirs and not key.startswith(_OF_THE_MACHINE)]
     changed = [f"{key}: {theirs[key]} -> {ours[key]}" for key in compared if theirs[key] != _plain(ours[key])]
     if changed:

@@ -14,6 +14,7 @@ from larpo.knobs import Cores, Decay, Fraction, Positive, Resources, Seconds, Se
 from larpo.reward_config import Reward
 
 Negatives = Literal["sampled", "related", "random"]
+SweptArms = Literal["none", "trained", "policy"]
 BestMetric = Literal["reward", "greedy", "fully_met", "fully_met_any", "fully_met_samples"]
 
 
@@ -229,6 +230,7 @@ class Checkpoints(Section):
 class Sweep(Section):
     """What `python -m scripts.evaluate` asks of every model, on the same held-out prompts."""
 
+    arms: SweptArms = "none"  # scripts.experiment does it too, of a grid's trained arms, or its untrained policies
     prompts: Positive | None = None  # the first of the held-out prompts (all of them when not given)
     samples: Positive = 20  # n: responses a prompt at each temperature, beside the greedy one
     temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (1.0,)

@@ -17,6 +17,11 @@ def evaluation_problems(config: Config) -> list[str]:
             f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
             "it out"
         )
+    if settings.sweep.arms != "none" and config.prompts.heldout_count == 0:
+        problems.append(
+            f"evaluation.sweep.arms = {settings.sweep.arms}: asks held-out prompts, but prompts.heldout_count is 0; "
+            "hold some out, or set evaluation.sweep.arms=none"
+        )
     temperatures = settings.sweep.temperatures
     if len(set(temperatures)) < len(temperatures):
         problems.append(

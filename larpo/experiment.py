@@ -164,10 +164,10 @@ def _with_ends(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def markdown(results: Sequence[ArmResult], arms: Sequence[str], first: Mapping[str, str] | None = None) -> str:
-    """The table as Markdown, for a page of results."""
-    rows = [TABLE_HEADER, tuple("---" for _ in TABLE_HEADER), *table(results, arms, first)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the header first, as Markdown for a page of results."""
+    header, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rest))
 
 
 def arm_plot(results: Sequence[ArmResult], arms: Sequence[str], title: str) -> str:

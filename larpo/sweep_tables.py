@@ -78,12 +78,8 @@ def ranking_rows(results: Results) -> Rows:
     return rows
 
 
-def format_results(results: Results, sweep: Sweep) -> str:
-    """All tables as plain text."""
-    head = (
-        f"{results['prompts']} held-out prompts, {sweep.samples} samples each; correct from reward"
-        f" {sweep.acceptable:g}; 95% intervals over prompts in brackets."
-    )
+def sweep_tables(results: Results, sweep: Sweep) -> list[Rows]:
+    """Those that have rows, each with its header."""
     tables = [
         recall_rows(results, sweep),
         difference_rows(results, sweep),
@@ -91,10 +87,20 @@ def format_results(results: Results, sweep: Sweep) -> str:
         win_rows(results),
         ranking_rows(results),
     ]
-    parts = [head, *("\n".join(_ruled(rows)) for rows in tables if len(rows) > 1)]
+    return [rows for rows in tables if len(rows) > 1]
+
+
+def format_results(results: Results, sweep: Sweep) -> str:
+    """All tables as plain text."""
+    head = (
+        f"{results['prompts']} held-out prompts, {sweep.samples} samples each; correct from reward"
+        f" {sweep.acceptable:g}; 95% intervals over prompts in brackets."
+    )
+    tables = sweep_tables(results, sweep)
+    parts = [head, *("\n".join(ruled(rows)) for rows in tables)]
     return "\n\n".join([*parts, *(f"Note: {note}." for note in results["notes"])])
 
 
-def _ruled(rows: Sequence[Sequence[str]]) -> list[str]:
+def ruled(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = columns(rows)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -1,7 +1,9 @@
 """Run every arm of an experiment: `python -m scripts.experiment RECIPE [key=value ...]`.
 
 RECIPE is a recipe with a `grid`. Each arm runs under each seed; what has a result is not run again, so the same command
-goes on after an interruption. At the end the table over seeds is printed, and written beside the results with a plot.
+goes on after an interruption. Where the recipe sets `evaluation.sweep.arms`, the arms' models are then evaluated side
+by side, as by `scripts.evaluate`. At the end the tables over seeds are printed, and written beside the results with
+plots.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from actors.grid import Grid, make_grid, run_grid
+from actors.grid_sweeps import GridSweep, grid_sweeps, run_sweeps, sweep_results
 from larpo.errors import DataError
+from larpo.experiment import ArmResult, markdown_table
 from scripts.command import exit_code
 
 
@@ -43,30 +47,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     grid = make_grid(options.recipe, options.overrides, options.seeds, options.results)
+    sweeps = grid_sweeps(grid)
     if options.dry_run:
-        from scripts.align import main as align
-
-        return max(align([run.recipe, *run.overrides, "--dry-run"]) for run in grid.runs[: len(grid.arms)])
+        return _plan(grid, sweeps)
     if not options.table:
-        run_grid(grid, lambda text: print(text, flush=True))
-    return _tell(grid)
-
-
-def _tell(grid: Grid) -> int:
-    from larpo.evaluation import columns
-    from larpo.experiment import TABLE_HEADER, arm_plot, markdown, table
-
-    results = grid.results()
-    if not results:
-        raise DataError(f"{grid.runs[0].result.parent} holds no results yet; run the experiment first")
-    print(*columns([TABLE_HEADER, *table(results, grid.arms, grid.first)]), sep="\n")
+        run_grid(grid, _say)
+        run_sweeps(sweeps, _say)
+    told = [_tell_arms(grid, grid.results()), *_tell_sweeps(sweeps)]
     folder = grid.runs[0].result.parent
-    (folder / "table.md").write_text(markdown(results, grid.arms, grid.first) + "\n", encoding="utf-8")
-    print(f"\ntable  {folder / 'table.md'}")
-    if any(result.is_judged for result in results):
-        (folder / "plot.svg").write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")
-        print(f"plot   {folder / 'plot.svg'}")
+    if not any(told):
+        raise DataError(f"{folder} holds no results yet; run the experiment first")
+    (folder / "table.md").write_text("\n\n".join(filter(None, told)) + "\n", encoding="utf-8")
+    print(f"\ntables {folder / 'table.md'}\nplots  {folder}/*.svg")
     return 0
+
+
+def _plan(grid: Grid, sweeps: Sequence[GridSweep]) -> int:
+    """Every arm's plan, and what is asked of their models, under the first seed."""
+    from scripts.align import main as align
+
+    arms = [run for run in grid.runs[: len(grid.arms)] if run.is_trained]
+    codes = [align([run.recipe, *run.overrides, "--dry-run"]) for run in arms]
+    for part in (part for part in sweeps if part.seed == grid.runs[0].seed):
+        names, asked = ", ".join(name for name, _ in part.models), part.sweep
+        temperatures = ", ".join(f"{t:g}" for t in asked.temperatures)
+        print(f"sweep  {names}: a prompt greedily, and {asked.samples} times at each of T = {temperatures}")
+    return max(codes, default=0)
+
+
+def _tell_arms(grid: Grid, results: Sequence[ArmResult]) -> str:
+    """Prints the table of the trained arms, draws them; returns it as Markdown, empty where there is none."""
+    from larpo.evaluation import columns
+    from larpo.experiment import TABLE_HEADER, arm_plot, table
+
+    if not results:
+        return ""
+    rows = [TABLE_HEADER, *table(results, grid.arms, grid.first)]
+    print(*columns(rows), sep="\n")
+    if any(result.is_judged for result in results):
+        plot = grid.runs[0].result.parent / "plot.svg"
+        plot.write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")
+    return markdown_table(rows)
+
+
+def _tell_sweeps(sweeps: Sequence[GridSweep]) -> Iterator[str]:
+    """The same of each group of models that were asked alike, its seeds joined: its tables, and its plots."""
+    from larpo.sweep_over_seeds import over_seeds
+    from larpo.sweep_page import sweep_plots
+    from larpo.sweep_tables import ruled, sweep_tables
+
+    found = sweep_results(sweeps)
+    for name in dict.fromkeys(result.name for result in found):
+        seeds = [result for result in found if result.name == name]
+        asked = next(part for part in sweeps if part.name == name)
+        results = over_seeds(seeds)
+        tables, folder = sweep_tables(results, asked.sweep), asked.result.parents[1]
+        for rows in tables:
+            print("", *ruled(rows), sep="\n")
+        for kind, (_, svg, _) in sweep_plots(results, asked.sweep).items():
+            (folder / f"{name}-{kind}.svg").write_text(svg, encoding="utf-8")
+        over = f"seeds {', '.join(str(seed.seed) for seed in seeds)}" if len(seeds) > 1 else "prompts"
+        yield "\n\n".join([f"{name}, intervals over {over}:", *(markdown_table(rows) for rows in tables)])
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

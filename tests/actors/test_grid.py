@@ -10,11 +10,13 @@ import pytest
 import yaml
 
 from actors.grid import make_grid, run_grid
+from actors.grid_sweeps import grid_sweeps, run_sweeps, sweep_results
 from actors.sharing import evaluation_knobs, lists_knobs
 from larpo.errors import ConfigError, DataError
 from larpo.experiment import ArmResult
 from larpo.recipe import config_to_yaml, load_config
 from larpo.records import read_lists
+from larpo.sweep_over_seeds import SweepResult
 
 ROOT = Path(__file__).parents[2]
 REWARD = """
@@ -93,6 +95,68 @@ def test_what_two_runs_have_in_common(override, lists, evaluation):
     assert (evaluation_knobs(base) == evaluation_knobs(other)) is evaluation
 
 
+def sweeps_of(recipe: str, tmp_path: Path, *overrides: str):
+    return grid_sweeps(make_grid(recipe, [f"run.output_dir={tmp_path}", *overrides], [0, 1], None))
+
+
+def test_arms_that_are_evaluated_alike_share_a_sweep_under_each_seed(tmp_path):
+    first, second = sweeps_of("small-objectives", tmp_path, "evaluation.sweep.arms=trained")
+    home = tmp_path / "small-objectives"
+    assert [name for name, _ in first.models] == ["base", "pairwise", "contrastive", "lambdarank", "listmle"]
+    assert first.models[1][1] == str(home / "pairwise-seed0" / "model")
+    assert (first.seed, second.seed) == (0, 1)
+    assert second.result == home / "results" / "sweeps" / "pairwise-seed1.json"
+
+
+def test_policies_as_they_are_stand_side_by_side_where_the_questions_are_the_same(tmp_path):
+    """Figure 2: nothing is trained, two policies answer each set of problems."""
+    grid = make_grid("paper-figure-2", [f"run.output_dir={tmp_path}"], [0], None)
+    assert not any(run.is_trained for run in grid.runs)
+    assert [sweep.models for sweep in grid_sweeps(grid)] == [
+        [
+            (f"mathstral.{problems}", "mistralai/Mathstral-7B-v0.1"),
+            (f"mistral.{problems}", "mistralai/Mistral-7B-Instruct-v0.2"),
+        ]
+        for problems in ("gsm8k", "math")
+    ]
+
+
+def test_arms_with_other_rewards_or_without_held_out_prompts_are_apart(tmp_path):
+    """Table 2: two base policies; runs with PairRM have no held-out rewards."""
+    sweeps = sweeps_of("paper-table-2", tmp_path)
+    assert len(sweeps) == 4
+    assert all(name == "base" or name.endswith("fsfairx") for sweep in sweeps for name, _ in sweep.models)
+    assert grid_sweeps(make_grid("small-objectives", [], [0], None)) == []
+
+
+def test_the_command_of_a_sweep_is_one_that_evaluate_takes(tmp_path):
+    from actors.evaluation_inputs import chosen
+    from scripts.evaluate import parser
+
+    sweep = sweeps_of("small-recall", tmp_path)[0]
+    options = parser().parse_intermixed_args(sweep.command[3:])
+    config, _, models = chosen(options.recipe, options.overrides, None, options.model)
+    assert models == sweep.models
+    assert config.evaluation.sweep == sweep.sweep
+    assert Path(options.out) == sweep.folder
+
+
+def test_a_sweep_waits_for_no_arm_that_is_gone(tmp_path):
+    sweeps = sweeps_of("small-recall", tmp_path)
+    with pytest.raises(DataError, match=r"aligned-seed0 has no model any more; remove .*aligned-seed0\.json to train"):
+        run_sweeps(sweeps, print)
+
+
+def test_a_sweep_of_other_knobs_is_not_taken_for_this_one(tmp_path):
+    (sweep, _), (other, _) = (sweeps_of("small-recall", tmp_path, f"sampling.max_new_tokens={n}") for n in (32, 16))
+    models = {name: {} for name, _ in sweep.models}
+    sweep.result.parent.mkdir(parents=True)
+    sweep.result.write_text(SweepResult(sweep.name, 0, {"models": models}, sweep.knobs, {}).to_json())
+    assert [found.name for found in sweep_results([sweep])] == ["aligned"]
+    with pytest.raises(DataError, match=r"of other knobs: sampling\.max_new_tokens: 32 -> 16"):
+        sweep_results([other])
+
+
 # --- Real runs
 
 
@@ -113,7 +177,11 @@ def grid_recipe(folder: Path, policy: Path) -> dict:
         "grid": {
             "arm": {
                 "order": {"objective": {"name": "listmle"}},
-                "pair": {"objective": {"name": "pairwise"}, "lists": {"selection": {"policy": "best_vs_worst"}}},
+                "pair": {
+                    "objective": {"name": "pairwise"},
+                    "lists": {"selection": {"policy": "best_vs_worst"}},
+                    "evaluation": {"sweep": {"arms": "trained", "samples": 2, "list_size": 0}},
+                },
                 "borrowed": {"lists": {"negatives": "random"}},
             }
         },
@@ -184,6 +252,22 @@ def test_what_has_a_result_is_not_run_again(experiment):
     assert "[1/3]" not in again.stdout
     assert {path.name: path.stat().st_mtime for path in results.glob("*.json")} == before
     assert "against the first arm" in again.stdout
+    assert "[sweep 1/1] base, pair, seed 0" in said
+    assert "[sweep" not in again.stdout
     assert (results / "plot.svg").read_text().startswith("<?xml")
     assert not list((home / "pair-seed0" / "checkpoints").glob("position-*"))
     assert (home / "pair-seed0" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_models_of_arms_are_asked_side_by_side(experiment):
+    home, said, _ = experiment
+    assert "pair - base" in said
+    result = SweepResult.read(home / "results" / "sweeps" / "pair-seed0.json")
+    assert list(result.results["models"]) == ["base", "pair"]
+    assert result.results["prompts"] == 4
+    assert str(home) not in result.to_json()
+    page = (home / "results" / "table.md").read_text()
+    assert "pair, intervals over prompts:" in page
+    assert "| greedy response wins |" in page
+    assert (home / "results" / "pair-recall_by_model.svg").read_text().startswith("<?xml")

@@ -8,7 +8,17 @@ import pytest
 from scipy import stats
 
 from larpo.errors import DataError
-from larpo.experiment import ArmResult, Interval, against, arm_plot, by_arm, markdown, t_interval, table
+from larpo.experiment import (
+    TABLE_HEADER,
+    ArmResult,
+    Interval,
+    against,
+    arm_plot,
+    by_arm,
+    markdown_table,
+    t_interval,
+    table,
+)
 
 
 def result(arm: str, seed: int, before: float, after: float, **hardness: float) -> ArmResult:
@@ -83,7 +93,7 @@ def test_arms_without_held_out_rewards_have_a_row_and_no_plot():
 
 
 def test_the_page_table_has_as_many_cells_in_each_line():
-    lines = markdown([*PAIRS, *LISTS], ("pairwise", "listmle")).splitlines()
+    lines = markdown_table([TABLE_HEADER, *table([*PAIRS, *LISTS], ("pairwise", "listmle"))]).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
 
