@@ -17,6 +17,12 @@ def evaluation_problems(config: Config) -> list[str]:
             f"{', '.join(names)}: needs held-out prompts, but prompts.heldout_count is 0; hold some out, or leave "
             "it out"
         )
+    if config.reward.kind == "pairwise" and config.preferences.source is None and config.prompts.heldout_count:
+        problems.append(
+            f"prompts.heldout_count = {config.prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every "
+            "list, so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
+            "evaluation.each_iteration=false, and compare the models afterwards"
+        )
     if settings.sweep.arms != "none" and config.prompts.heldout_count == 0:
         problems.append(
             f"evaluation.sweep.arms = {settings.sweep.arms}: asks held-out prompts, but prompts.heldout_count is 0; "

@@ -2,15 +2,20 @@
 
 By rising hardness: a response to an unrelated prompt (`random`), a response to another prompt of the same task
 (`related`), a wrong response to the prompt itself at a high temperature, and one at a low temperature. The last two are
-what `sampled` is, at the temperatures of `sampling.temperatures`.
+what `sampled` is, at the temperatures of `sampling.temperatures`. Prompts of most datasets name no task: `related` to
+one of these are the prompts without a task that are nearest to it in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from larpo.config import Negatives
 from larpo.types import Candidate, CandidateList, stable_hash
+
+NEAREST = 4  # one of so many prompts without a task is related
 
 
 def with_borrowed(
@@ -32,20 +37,48 @@ def with_borrowed(
     if negatives == "sampled":
         return list(lists)
     pool = [*recent, *lists]
-    return [
-        item.replace(candidates=(*item.candidates, *_borrowed(item, pool, negatives, count, seed))) for item in lists
-    ]
+    words = {item.prompt.id: _words(item) for item in pool} if negatives == "related" else {}
+    rarity = _rarity(words)
+    mixed = []
+    for item in lists:
+        others = [other for other in pool if other.prompt.id != item.prompt.id]
+        if negatives == "related":
+            others = [other for other in others if other.prompt.task == item.prompt.task]
+            if not item.prompt.task:
+                others = _nearest(item, others, words, rarity)
+        mixed.append(item.replace(candidates=(*item.candidates, *_borrowed(item, others, count, seed))))
+    return mixed
 
 
-def _borrowed(
-    item: CandidateList, lists: Sequence[CandidateList], negatives: Negatives, count: int, seed: int
-) -> list[Candidate]:
-    """Of prompts of the same task, or of every other; one candidate a prompt before a second of any."""
-    others = [
-        other
-        for other in lists
-        if other.prompt.id != item.prompt.id and (negatives == "random" or other.prompt.task == item.prompt.task)
-    ]
+def _words(item: CandidateList) -> frozenset[str]:
+    return frozenset(word for message in item.prompt.messages for word in message.content.lower().split())
+
+
+def _rarity(words: Mapping[str, frozenset[str]]) -> dict[str, float]:
+    """Inverse document frequency of each word among the prompts (Spaerck Jones 1972): 0 for one that all have."""
+    counts = Counter(word for of_prompt in words.values() for word in of_prompt)
+    return {word: math.log(len(words) / count) for word, count in counts.items()}
+
+
+def _nearest(
+    item: CandidateList,
+    others: Sequence[CandidateList],
+    words: Mapping[str, frozenset[str]],
+    rarity: Mapping[str, float],
+) -> list[CandidateList]:
+    """The quarter of the others, one at least, that share most of their words' rarity with the prompt."""
+    own = words[item.prompt.id]
+
+    def distance(other: CandidateList) -> tuple[float, str]:
+        theirs = words[other.prompt.id]
+        shared, whole = (math.fsum(rarity[word] for word in found) for found in (own & theirs, own | theirs))
+        return -shared / whole if whole else 0.0, other.prompt.id
+
+    return sorted(others, key=distance)[: math.ceil(len(others) / NEAREST)]
+
+
+def _borrowed(item: CandidateList, others: Sequence[CandidateList], count: int, seed: int) -> list[Candidate]:
+    """One candidate a prompt before a second of any."""
     drawn = []
     for other in others:
         fresh = [candidate for candidate in other.candidates if candidate.origin == "sampled"]

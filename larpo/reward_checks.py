@@ -72,7 +72,7 @@ def _reward_section(reward: Reward, prompts: Prompts, where: str) -> list[str]:
             return []
         return [f"{where}.pooling.model is not given: vllm needs a hub id or a folder; set it"]
     if reward.kind == "pairwise":
-        return _ranker(reward.ranker, prompts, where)
+        return _ranker(reward.ranker, where)
     problems = [
         f"{where}.endpoint.addresses has {address!r}: must begin with http:// or https://, and hold no user or "
         "password (a token goes into LARPO_REWARD_TOKEN)"
@@ -91,19 +91,13 @@ def _of_whole(part: Reward, where: str) -> list[str]:
     return [f"{where}.{name}: all parts are in one reward actor; set reward.{name}" for name in given]
 
 
-def _ranker(ranker: Ranker, prompts: Prompts, where: str) -> list[str]:
+def _ranker(ranker: Ranker, where: str) -> list[str]:
     problems = []
     if ranker.model is None:
         problems.append(f"{where}.ranker.model is not given: pairwise needs a hub id or a folder; set it")
     lacking = [place for place in ("{prompt}", "{first}", "{second}") if place not in ranker.template]
     if lacking:
         problems.append(f"{where}.ranker.template = {ranker.template!r}: lacks {', '.join(lacking)}; add them")
-    if where == "reward" and prompts.heldout_count:
-        problems.append(
-            f"prompts.heldout_count = {prompts.heldout_count}: a pairwise ranker's rewards have mean 0 in every list, "
-            "so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
-            "evaluation.each_iteration=false, and compare the models afterwards"
-        )
     return problems
 
 

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.reward import RewardActor
+from larpo.config import Config
+from larpo.config_checks import problem_list
 from larpo.errors import ConfigError, DataError, LarpoError
 from larpo.http_reward import TOKEN, decode_requests
 from larpo.masking import redact
-from larpo.recipe import load_config
+from larpo.recipe import read_config
+from larpo.reward_checks import reward_problems
+from larpo.rewards import check_reward
 from larpo.safety_checks import code_notes
 
 if TYPE_CHECKING:
@@ -40,9 +44,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     try:
-        section = load_config(options.recipe, options.overrides).reward
+        config = read_config(options.recipe, options.overrides, Config)
+        section = config.reward
         if section.kind == "http":
             raise ConfigError("reward.kind = 'http': a server has to score by itself; give a recipe of another kind")
+        if problems := reward_problems(config):
+            raise ConfigError(problem_list(f"recipe {options.recipe}: its reward cannot be served", problems))
+        check_reward(section)
         print(*(f"reward.{note}" for note in code_notes(section)), sep="\n", end="", flush=True)
         actor = RewardActor(section)
     except LarpoError as error:

@@ -40,6 +40,23 @@ def tiny_policy(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scalar_head(tiny_policy, tmp_path_factory) -> Path:
+    """The same as a reward model: a random head of one output over it."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("reward") / "scalar-head"
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification.from_pretrained(tiny_policy, num_labels=1, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_tiny_policy(folder: Path, **sizes: int) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM

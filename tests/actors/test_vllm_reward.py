@@ -6,7 +6,7 @@ import os
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.placement import kill, place_reward
 from larpo.config import Config
@@ -21,19 +21,6 @@ PROMPT = Prompt("p", (Message("user", "Two and two?"),))
 TURNS = Prompt("t", (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Go")))
 TEXTS = ["Four.", "", "It is four, of course.", "four " * 60]
 LIMIT = 160  # tokens; the last text is longer
-
-
-@pytest.fixture(scope="module")
-def scalar_head(tiny_policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reward") / "llama"
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification.from_pretrained(tiny_policy, num_labels=1, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

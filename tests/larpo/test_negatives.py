@@ -5,6 +5,7 @@ import pytest
 from larpo.config import Lists, Sampling
 from larpo.lists import training_list
 from larpo.negatives import with_borrowed
+from larpo.types import Message, Prompt
 
 
 @pytest.fixture
@@ -40,6 +41,27 @@ def test_related_ones_come_from_the_same_task_and_twice_from_a_prompt_when_there
         found = sources(item)
         assert {other % 2 for other in found} == {number % 2}
         assert sorted(found.count(other) for other in set(found)) == [2, 3]
+
+
+def test_prompts_without_a_task_are_related_to_those_nearest_in_words(make_list):
+    """Two subjects among eight prompts, with words that all of them share."""
+    subjects = ("how do ships sail the sea", "how do bakers bake the bread")
+    lists = []
+    for number in range(8):
+        item = make_list(number, (4, 3), rewards=(1.0, 0.0))
+        messages = (Message("user", f"{subjects[number % 2]} number {number}"),)
+        lists.append(item.replace(prompt=Prompt(item.prompt.id, messages)))
+    for number, item in enumerate(with_borrowed(lists, "related", count=2, seed=0)):
+        found = set(sources(item))
+        assert len(found) == 2
+        assert {other % 2 for other in found} == {number % 2}
+    assert {other % 2 for other in sources(with_borrowed(lists, "random", count=7, seed=0)[0])} == {0, 1}
+
+
+def test_a_prompt_with_a_task_is_related_to_none_without(lists):
+    plain = [item.replace(prompt=Prompt(item.prompt.id, item.prompt.messages)) for item in lists[:5]]
+    *_, last = with_borrowed([*plain, lists[5]], "related", count=2, seed=0)
+    assert sources(last) == []
 
 
 def test_the_seed_decides_and_the_order_of_the_part_does_not(lists):

@@ -197,23 +197,10 @@ def test_a_ranker_recovers_a_known_order(trained, comparisons):
     assert sum(rewards) == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.fixture(scope="module")
-def classifier(tiny_policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranker") / "llama"
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification.from_pretrained(tiny_policy, num_labels=1, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_a_classifier_reads_prompt_and_both_responses(classifier):
-    section = Ranker(model=str(classifier), template="Q {prompt}|{first}|{second}?")
-    network = LlamaForSequenceClassification.from_pretrained(classifier).eval()
-    tokenizer = AutoTokenizer.from_pretrained(classifier)
+def test_a_classifier_reads_prompt_and_both_responses(scalar_head):
+    section = Ranker(model=str(scalar_head), template="Q {prompt}|{first}|{second}?")
+    network = LlamaForSequenceClassification.from_pretrained(scalar_head).eval()
+    tokenizer = AutoTokenizer.from_pretrained(scalar_head)
 
     @torch.no_grad()
     def logit(source, first, second):
@@ -224,26 +211,26 @@ def test_a_classifier_reads_prompt_and_both_responses(classifier):
     assert found == pytest.approx(expected_rewards(logit, "Go", texts), abs=1e-5)
 
 
-def test_a_text_for_a_classifier_is_cut_evenly(classifier):
-    tokenizer = AutoTokenizer.from_pretrained(classifier)
+def test_a_text_for_a_classifier_is_cut_evenly(scalar_head):
+    tokenizer = AutoTokenizer.from_pretrained(scalar_head)
     ids = template_row(tokenizer, "{prompt}|{first}|{second}", "x" * 50, "y" * 50, "zz", 32).ids
     assert tokenizer.decode(ids) == f"{'x' * 10}|{'y' * 10}|zz"
 
 
-def test_a_row_is_no_longer_than_the_classifier_has_positions(classifier):
+def test_a_row_is_no_longer_than_the_classifier_has_positions(scalar_head):
     """Though the recipe allows more."""
-    positions = json.loads((classifier / "config.json").read_text())["max_position_embeddings"]
-    model = PairwiseReward(Ranker(model=str(classifier), max_tokens=100 * positions))
+    positions = json.loads((scalar_head / "config.json").read_text())["max_position_embeddings"]
+    model = PairwiseReward(Ranker(model=str(scalar_head), max_tokens=100 * positions))
     assert positions // 2 < len(model._row(PROMPT, "x" * positions, "y" * positions).ids) <= positions
 
 
-def test_a_recipe_names_it_and_the_fingerprint_is_of_weights_and_knobs(pairrm, classifier):
+def test_a_recipe_names_it_and_the_fingerprint_is_of_weights_and_knobs(pairrm, scalar_head):
     section = RewardSection(kind="pairwise", ranker=Ranker(model=str(pairrm)))
     check_reward(section)
     model = make_reward_model(section)
     assert isinstance(model, PairwiseReward)
     assert model.joint
-    knobs = [{}, {"comparisons": 3}, {"max_tokens": 99}, {"dtype": "bfloat16"}, {"model": str(classifier)}]
+    knobs = [{}, {"comparisons": 3}, {"max_tokens": 99}, {"dtype": "bfloat16"}, {"model": str(scalar_head)}]
     prints = [PairwiseReward(Ranker(**{"model": str(pairrm)} | knob)).fingerprint for knob in knobs]
     assert len(set(prints)) == len(knobs)
     assert prints[0] == model.fingerprint == PairwiseReward(Ranker(model=str(pairrm), batch_tokens=9)).fingerprint
