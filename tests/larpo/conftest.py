@@ -66,7 +66,7 @@ def random_list():
 
     def make(count: int, seed: int = 0) -> tuple[list[int], list[list[int]]]:
         generator = random.Random(seed)
-        lengths = [9, 1, 14, 5, 11, 2, 7, 3, 12, 8][:count]
+        lengths = ([9, 1, 14, 5, 11, 2, 7, 3, 12, 8] * 7)[:count]
         prompt, *responses = ([generator.randrange(VOCABULARY) for _ in range(n)] for n in (10, *lengths))
         return prompt, responses
 

@@ -46,7 +46,7 @@ def gradients(model, log_probs_M):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("count", "chunk_size"), [(2, 512), (2, 1), (4, 10), (7, 16), (10, 7), (10, 72)])
+@pytest.mark.parametrize(("count", "chunk_size"), [(2, 512), (2, 1), (4, 10), (7, 16), (10, 7), (10, 72), (64, 40)])
 def test_packed_equals_the_models_own_eager_forward(tiny_model, random_list, family, count, chunk_size):
     prompt, responses = random_list(count)
     own, ours = tiny_model(family, "eager"), tiny_model(family, SEGMENTS)
