@@ -33,6 +33,9 @@ SEGMENTS = "larpo_segments"
 
 LayerMask = Tensor | BlockMask
 
+MASK_STEP = 256  # tokens by which the shared masks grow
+_SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # by window: up to the longest row so far
+
 
 def attention_implementation(config: PreTrainedConfig, device_type: str) -> str:
     """The `attn_implementation` with which to load a policy that trains on packed rows.
@@ -131,11 +134,9 @@ def _attend_list(
     windowed = sliding_window is not None and sliding_window < prompt_length
     mask_QK = _causal_mask(0, prompt_length, sliding_window, query) if windowed else None
     yield _attend(query, prompt_key, prompt_value, mask_QK, dropout, scaling, softcap)
-    longest = max(query.shape[2] for query, _, _ in segments[1:])
-    longest_mask_QK = _causal_mask(prompt_length, longest, sliding_window, query)
     for query, key, value in segments[1:]:
         key, value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
-        mask_QK = longest_mask_QK[: query.shape[2], : key.shape[2]]
+        mask_QK = _causal_mask(prompt_length, query.shape[2], sliding_window, query)
         yield _attend(query, key, value, mask_QK, dropout, scaling, softcap)
 
 
@@ -188,10 +189,18 @@ def _plain_softcapped(
 
 
 def _causal_mask(prefix: int, length: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive [length, prefix + length]: query i sees keys up to prefix + i, of those the last `window`."""
-    ban_QK = like.new_full((length, prefix + length), -torch.inf)
-    later_QK = ban_QK.triu(prefix + 1)
-    return later_QK if window is None else later_QK + ban_QK.tril(prefix - window)
+    """Additive [length, prefix + length]: query i sees keys up to prefix + i, of those the last `window`.
+
+    A view of one square that every layer, list and step shares: autograd keeps the mask of each call until backward.
+    """
+    end, kind = prefix + length, (like.dtype, like.device, window)
+    if kind not in _SQUARES or len(_SQUARES[kind]) < end:
+        size = -(-end // MASK_STEP) * MASK_STEP
+        with torch.inference_mode(False):  # one that was made in it could not be kept for a backward pass
+            ban_NN = torch.full((size, size), -torch.inf, dtype=like.dtype, device=like.device)
+            later_NN = ban_NN.triu(1)
+            _SQUARES[kind] = later_NN if window is None else later_NN + ban_NN.tril(-window)
+    return _SQUARES[kind][prefix:end, :end]
 
 
 def _rule(row: PackedRow, window: int | None) -> Callable[[Any, Any, Tensor, Tensor], Tensor]:

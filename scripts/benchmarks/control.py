@@ -26,7 +26,7 @@ PROFILED = 8  # functions in the notes
 def run_control(samplers: Sequence[int], ranks: Sequence[int], lists: int, repetitions: int, out: Path) -> Result:
     """Every number of samplers with every number of ranks, and a picture in `out`."""
     sizes = [Size(some, others, lists) for others in ranks for some in samplers]
-    found = {size: measured(size, repetitions) for size in sizes}
+    found = measured(sizes, repetitions)
     target, speeds = Series("target", (LISTS_A_SECOND,)), {size: _rate(size, found[size][WRITTEN]) for size in sizes}
     rows = [Comparison(_named(size), "lists/s", speed, target, ">= 1") for size, speed in speeds.items()]
     rows += [_flatness(found, samplers, others, lists) for others in ranks if len(samplers) > 1]
@@ -40,15 +40,18 @@ def run_control(samplers: Sequence[int], ranks: Sequence[int], lists: int, repet
     return Result("control", settings | {"picture": "control.png"}, tuple(rows), tuple(notes))
 
 
-def measured(size: Size, repetitions: int) -> dict[str, Series]:
-    """Seconds of an iteration, with its lists written and without."""
-    sides = {WRITTEN: size, UNWRITTEN: replace(size, on_disk=False)}
-    return in_turns({label: partial(once, side) for label, side in sides.items()}, repetitions)
+def measured(sizes: Sequence[Size], repetitions: int) -> dict[Size, dict[str, Series]]:
+    """Seconds of an iteration of each size, with its lists written and without; all by turns."""
+    sides = {(size, label): replace(size, on_disk=label == WRITTEN) for size in sizes for label in (WRITTEN, UNWRITTEN)}
+    clocks = {f"{_named(size)} {label}": partial(once, side) for (size, label), side in sides.items()}
+    found = in_turns(clocks, repetitions)
+    values = {key: series.values for key, series in zip(sides, found.values(), strict=True)}
+    return {size: {label: Series(label, values[size, label]) for label in (WRITTEN, UNWRITTEN)} for size in sizes}
 
 
-def once(size: Size) -> float:
+def once(size: Size, profiler: cProfile.Profile | None = None) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(iteration_seconds(Path(folder), size))
+        return asyncio.run(iteration_seconds(Path(folder), size, profiler))
 
 
 def _flatness(
@@ -83,9 +86,9 @@ def _count(number: int, noun: str) -> str:
 
 def profile(size: Size) -> list[str]:
     """The functions that take most of the event loop's time, with their share; threads that write are not in it."""
+    once(size)  # imports and first calls are no part of a list's cost
     profiler = cProfile.Profile()
-    with tempfile.TemporaryDirectory() as folder:
-        profiler.runcall(asyncio.run, iteration_seconds(Path(folder), size))
+    once(size, profiler)
     stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     total = sum(own for _, _, own, _, _ in stats.values())
     most = sorted(stats.items(), key=lambda item: -item[1][2])[:PROFILED]

@@ -192,8 +192,12 @@ def machine() -> str:
 
 
 def commit() -> str:
+    """Of this checkout, marked where its code has changed since; results of benchmarks are no code."""
     root = Path(__file__).parents[2]
-    found = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks")
+    return git("describe", "--always") + "-dirty" * bool(changed)

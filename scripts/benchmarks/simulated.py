@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from cProfile import Profile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,22 +179,31 @@ def simulated_run(folder: Path, size: Size) -> PreparedRun:
     )
 
 
-async def iteration_seconds(folder: Path, size: Size) -> float:
-    """From the first prompt until every rank has been given the last step; `folder` is empty before."""
+async def iteration_seconds(folder: Path, size: Size, profiler: Profile | None = None) -> float:
+    """From the first prompt until every rank has been given the last step; `folder` is empty before.
+
+    A profiler sees this alone.
+    """
     run = simulated_run(folder, size)
     with Telemetry(run.config, folder, resume=False) as telemetry:
         cast, progress = SimulatedCast(run, size), Progress(run.config, telemetry)
         await cast.samplers.start()
         await cast.call(cast.stream.restore, Journal())
-        started = time.perf_counter()
-        ranks = [asyncio.create_task(_consume(cast, rank, size.ranks)) for rank in range(size.ranks)]
-        await Annotation(cast, progress, 0).annotate()  # type: ignore[arg-type]
-        consumed = sum(await asyncio.gather(*ranks))
-        seconds = time.perf_counter() - started
+        with profiler or nullcontext():
+            seconds, consumed = await _timed(cast, progress, size)
         await cast.samplers.stop()
     if consumed != size.lists:
         raise RuntimeError(f"{consumed} of {size.lists} lists were consumed: the measurement is void")
     return seconds
+
+
+async def _timed(cast: SimulatedCast, progress: Progress, size: Size) -> tuple[float, int]:
+    """Seconds, and how many lists the ranks were given."""
+    started = time.perf_counter()
+    ranks = [asyncio.create_task(_consume(cast, rank, size.ranks)) for rank in range(size.ranks)]
+    await Annotation(cast, progress, 0).annotate()  # type: ignore[arg-type]
+    consumed = sum(await asyncio.gather(*ranks))
+    return time.perf_counter() - started, consumed
 
 
 async def _consume(cast: SimulatedCast, rank: int, ranks: int) -> int:

@@ -92,9 +92,12 @@ def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tup
     folder, dtype = prepared_policy(policy)
     rows = []
     for candidates in sizes:
-        steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
-        ours, theirs = _both(steps)
-        peak, other = Series("larpo", (ours["memory_gib"],)), Series("TRL", (theirs["memory_gib"],))
+        steps = Steps(str(folder), dtype, candidates, 1, 1, *shape)  # a process has one peak
+        runs = [_both(steps) for _ in range(repetitions)]
+        peak, other = (
+            Series(label, tuple(side["memory_gib"] for side in sides))
+            for label, sides in zip(("larpo", "TRL"), zip(*runs, strict=True), strict=True)
+        )
         rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
     row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
     return Result("memory", _settings(steps, sizes) | {"logit_tokens": tokens}, (*rows, row), (note,))
