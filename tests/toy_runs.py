@@ -191,7 +191,7 @@ class Runs:
         return (self.folder / "log.txt").read_text()[-3000:]
 
 
-def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12), epochs: int = 2) -> None:
+def check_exactly_once(run_dir: Path, counts: tuple[int, ...] = (12, 12 + 12), epochs: int = 2) -> None:
     """The journal of the last checkpoint holds what could be trained on, each list once an epoch.
 
     `counts` are the lists of each iteration: where the second draws other prompts, the first ones are replayed.
@@ -199,14 +199,14 @@ def check_exactly_once(run_dir: Path, counts: tuple[int, int] = (12, 12 + 12), e
     config = load_config(str(run_dir / "config.yaml"))
     _, state, _ = newest_checkpoint(run_dir / "checkpoints")
     expected = trainable(config, run_dir, counts)
-    assert set(state.journal.consumed) == {f"{i}/{epoch}" for i in range(2) for epoch in range(epochs)}
+    assert set(state.journal.consumed) == {f"{i}/{epoch}" for i in range(len(counts)) for epoch in range(epochs)}
     for key, ids in state.journal.consumed.items():
         assert Counter(ids) == Counter(expected[int(key[0])]), key
 
 
-def trainable(config: Config, run_dir: Path, counts: tuple[int, int]) -> list[list[str]]:
+def trainable(config: Config, run_dir: Path, counts: tuple[int, ...]) -> list[list[str]]:
     """Prompt ids with a list that carries a signal, by iteration; every drawn prompt has one list on disk."""
-    by_iteration: list[list[str]] = [[], []]
+    by_iteration: list[list[str]] = [[] for _ in counts]
     seen = Counter(item.id for item in read_lists(run_dir / "lists"))
     assert set(seen.values()) == {1}
     for item in read_lists(run_dir / "lists"):
@@ -214,5 +214,5 @@ def trainable(config: Config, run_dir: Path, counts: tuple[int, int]) -> list[li
         if chosen is not None:
             by_iteration[item.iteration].append(item.prompt.id)
     found = Counter(item.iteration for item in read_lists(run_dir / "lists"))
-    assert (found[0], found[1]) == counts
+    assert tuple(found[iteration] for iteration in range(len(counts))) == counts
     return by_iteration

@@ -5,12 +5,13 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from larpo.errors import DataError
 from scripts.command import exit_code
-from tests.toy_runs import Runs
+from tests.toy_runs import Runs, check_exactly_once
 
 PLANTED = {
     "HF_TOKEN": "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",
@@ -22,8 +23,12 @@ PLANTED = {
 
 @contextmanager
 def reward_server(token: str):
-    """Rewards the length of a response, of those who show the token; gives its address and the logins that it saw."""
-    seen: set[str] = set()
+    """Rewards the length of a response, of those who show the token; gives its address, and what it saw and does.
+
+    When `breaks_after` requests were scored, it answers the others with an error that repeats the token, until it is
+    `well` again.
+    """
+    state = SimpleNamespace(logins=set(), scored=0, breaks_after=5, well=False, broke=0)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -31,13 +36,17 @@ def reward_server(token: str):
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if state.scored >= state.breaks_after and not state.well:
+                state.broke += 1
+                return self._answer({"error": f"the model is gone; I know {token} well"}, 500)
+            state.scored += 1
             rewards = [[float(len(text)) for text in asked["responses"]] for asked in body["requests"]]
             self._answer({"fingerprint": "by-length", "rewards": rewards})
 
-        def _answer(self, reply: dict) -> None:
-            seen.add(self.headers.get("Authorization", ""))
+        def _answer(self, reply: dict, status: int = 200) -> None:
+            state.logins.add(self.headers.get("Authorization", ""))
             text = json.dumps(reply).encode()
-            self.send_response(200 if self.headers.get("Authorization") == f"Bearer {token}" else 401)
+            self.send_response(status if self.headers.get("Authorization") == f"Bearer {token}" else 401)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
@@ -48,7 +57,7 @@ def reward_server(token: str):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
+        yield f"http://127.0.0.1:{server.server_address[1]}", state
     finally:
         server.shutdown()
         server.server_close()
@@ -93,21 +102,25 @@ def test_nor_does_the_traceback_of_an_error_that_nobody_foresaw(monkeypatch, cap
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_planted_tokens_are_nowhere_in_what_a_run_writes(tmp_path, tiny_policy, monkeypatch):
+def test_a_server_that_fails_costs_no_list_and_planted_tokens_are_nowhere_in_what_a_run_writes(
+    tmp_path, tiny_policy, monkeypatch
+):
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     runs = Runs(tmp_path, tiny_policy)
     overrides = ["training.iterations=1", "training.epochs=1", "telemetry.wandb=true", "reward.kind=http"]
-    with reward_server(PLANTED["LARPO_REWARD_TOKEN"]) as (address, seen):
-        process = runs.start(
-            str(tmp_path / "recipe.yaml"),
-            f"run.output_dir={tmp_path / 'runs'}",
-            "run.name=killed",
-            f"reward.endpoint.addresses=['{address}']",
-            *overrides,
-        )
-        assert process.wait(800) == 0, runs.log()
-    assert seen == {f"Bearer {PLANTED['LARPO_REWARD_TOKEN']}"}  # the token was used
+    with reward_server(PLANTED["LARPO_REWARD_TOKEN"]) as (address, server):
+        overrides += [f"reward.endpoint.addresses=['{address}']", "reward.endpoint.backoff_s=0.1"]
+        assert runs.new("stream", *overrides).wait(400) == 1, runs.log()
+        assert server.broke > 1, "it was not asked again"
+        last = runs.log().strip().splitlines()[-1]
+        assert "the model is gone; I know [LARPO_REWARD_TOKEN] well" in runs.log(), runs.log()
+        assert runs.log().count("error: ") == 1, runs.log()
+        assert "--resume" in last, last
+        server.well = True
+        assert runs.start("--resume", str(runs.run_dir)).wait(400) == 0, runs.log()
+    check_exactly_once(runs.run_dir, counts=(12,), epochs=1)
+    assert server.logins == {f"Bearer {PLANTED['LARPO_REWARD_TOKEN']}"}  # the token was used
     wandb = [path for path in runs.run_dir.rglob("*.wandb") if path.stat().st_size]
     assert wandb, list(runs.run_dir.rglob("*"))
     session = Path(runs._ray)
