@@ -234,5 +234,6 @@ def test_a_stream_that_dies_too_often_ends_the_run_with_one_error(local_ray, tra
     with pytest.raises(TrainingError) as caught:
         asyncio.run(go())
     message = str(caught.value)
-    assert "status has nobody to answer it: its actor died more often than training.max_failures = 1 allows" in message
+    assert "status has nobody to answer it: its actor died, and is not started again" in message
+    assert "(training.max_failures = 1); resume the run" in message
     assert "its process ended (SYSTEM_ERROR)" in message

@@ -120,6 +120,7 @@ def flip_a_byte(checkpoint) -> None:
 def test_a_run_that_hears_of_its_end_leaves_a_checkpoint_of_its_last_step(tmp_path, tiny_policy):
     """SIGTERM, as a machine's owner sends it before the machine goes; no periodic checkpoint was due."""
     runs = Runs(tmp_path, tiny_policy)
+    (tmp_path / "toy_reward.py").write_text(SLOW_REWARD.replace("0.5", "0.1"))  # else the iteration's end is there
     try:
         driver = runs.new("stream", "checkpoints.every_steps=1000", "training.lists_per_step=1")
         runs.until(lambda: len(runs.records("step")) >= 3, driver)
