@@ -7,6 +7,7 @@ The base policy is then sampled once a seed, and every arm's model answers the s
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from larpo.config import Sweep
 from larpo.errors import DataError
 from larpo.recipe import flat_knobs
 from larpo.sweep_over_seeds import SweepResult
+from larpo.types import stable_hash
 
 _ASKED = ("policy.", "prompts.", "reward.", "sampling.max_new_tokens", "sampling.stop", "evaluation.sweep.")
 _OF_THE_MACHINE = ("policy.lora", "reward.replicas", "reward.resources", "reward.cache")
@@ -51,6 +53,11 @@ class GridSweep:
             return [(run.arm, run.config.policy.model) for run in self.runs]
         trained = [(run.arm, str(run.folder / "model")) for run in self.runs]
         return [("base", first.config.policy.model), *trained]
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """What each arm's model is: changed when the arm was trained anew, or names another policy."""
+        return {run.arm: _hash(run.result) if run.is_trained else run.config.policy.model for run in self.runs}
 
     @property
     def command(self) -> list[str]:
@@ -87,16 +94,22 @@ def _asked(run: ArmRun) -> dict[str, Any]:
     return {key: value for key, value in knobs if key.startswith(_ASKED) and not key.startswith(apart)}
 
 
+def _hash(file: Path) -> str:
+    return f"{stable_hash(file.read_text(encoding='utf-8')):016x}" if file.is_file() else ""
+
+
 def sweep_results(sweeps: Sequence[GridSweep]) -> list[SweepResult]:
-    """Those that are there and hold every arm. DataError for one that is damaged or was made with other knobs."""
-    found = []
-    for sweep in sweeps:
-        if sweep.result.is_file():
-            result = SweepResult.read(sweep.result)
-            check_knobs(sweep.knobs, result.knobs, sweep.result)
-            if all(name in result.results["models"] for name, _ in sweep.models):
-                found.append(result)
-    return found
+    """Those that are there and of the arms as they are. DataError for a damaged one, or one made with other knobs."""
+    found = ((sweep, _result(sweep)) for sweep in sweeps)
+    return [result for sweep, result in found if result is not None and result.arms == sweep.arms]
+
+
+def _result(sweep: GridSweep) -> SweepResult | None:
+    if not sweep.result.is_file():
+        return None
+    result = SweepResult.read(sweep.result)
+    check_knobs(sweep.knobs, result.knobs, sweep.result)
+    return result
 
 
 def run_sweeps(sweeps: Sequence[GridSweep], say: Callable[[str], None]) -> None:
@@ -110,12 +123,16 @@ def run_sweeps(sweeps: Sequence[GridSweep], say: Callable[[str], None]) -> None:
         for run in sweep.runs:
             if run.is_trained and not (run.folder / "model").is_dir():
                 raise DataError(f"{run.folder} has no model any more; remove {run.result} to train the arm again")
+        old = _result(sweep)
+        if old and any(old.arms[arm] != now for arm, now in sweep.arms.items() if arm in old.arms):
+            shutil.rmtree(sweep.folder, ignore_errors=True)  # of a model that is no more
         names = ", ".join(name for name, _ in sweep.models)
         say(f"[sweep {number}/{len(sweeps)}] {names}, seed {sweep.seed}")
         started = time.time()
         run_logged(sweep.command, sweep.folder.with_name(f"{sweep.folder.name}.log"), f"sweep of {names}")
         results = json.loads((sweep.folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        result = SweepResult(sweep.name, sweep.seed, _kept(results), sweep.knobs, made(time.time() - started))
+        kept, seconds = _kept(results), time.time() - started
+        result = SweepResult(sweep.name, sweep.seed, sweep.arms, kept, sweep.knobs, made(seconds))
         write_result(sweep.result, result.to_json())
 
 

@@ -23,11 +23,13 @@ _NUMBERS = ("models", "differences", "win_rates", "ranking")
 class SweepResult:
     """One evaluation of arms that are evaluated alike, under one seed; `name` is the first arm's.
 
-    `results` is what `results.json` holds (docs/evaluation.md), without what is of the machine.
+    `results` is what `results.json` holds (docs/evaluation.md), without what is of the machine. `arms` tells what each
+    arm's model is: a hash of the arm's result, or the policy that was not trained.
     """
 
     name: str
     seed: int
+    arms: Mapping[str, str]
     results: Results
     knobs: Mapping[str, Any]
     made: Mapping[str, Any]

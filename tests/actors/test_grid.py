@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,14 +148,36 @@ def test_a_sweep_waits_for_no_arm_that_is_gone(tmp_path):
         run_sweeps(sweeps, print)
 
 
+def kept(sweep, **changed) -> None:
+    """Writes a result of that sweep without numbers."""
+    result = SweepResult(sweep.name, sweep.seed, sweep.arms, {}, sweep.knobs, {})
+    sweep.result.parent.mkdir(parents=True, exist_ok=True)
+    sweep.result.write_text(replace(result, **changed).to_json())
+
+
 def test_a_sweep_of_other_knobs_is_not_taken_for_this_one(tmp_path):
     (sweep, _), (other, _) = (sweeps_of("small-recall", tmp_path, f"sampling.max_new_tokens={n}") for n in (32, 16))
-    models = {name: {} for name, _ in sweep.models}
-    sweep.result.parent.mkdir(parents=True)
-    sweep.result.write_text(SweepResult(sweep.name, 0, {"models": models}, sweep.knobs, {}).to_json())
+    kept(sweep)
     assert [found.name for found in sweep_results([sweep])] == ["aligned"]
     with pytest.raises(DataError, match=r"of other knobs: sampling\.max_new_tokens: 32 -> 16"):
         sweep_results([other])
+
+
+def test_a_sweep_of_an_arm_that_was_trained_anew_is_none_of_this_one(tmp_path):
+    sweep, _ = sweeps_of("small-recall", tmp_path)
+    run = sweep.runs[0]
+    run.result.parent.mkdir(parents=True)
+    run.result.write_text("as it was")
+    kept(sweep)
+    assert sweep_results([sweep])
+    run.result.write_text("as it is")
+    assert not sweep_results([sweep])
+
+
+def test_a_sweep_of_another_policy_is_none_of_this_one(tmp_path):
+    sweep, *_ = sweeps_of("paper-figure-2", tmp_path)
+    kept(sweep, arms=sweep.arms | {"mistral.gsm8k": "another/model"})
+    assert not sweep_results([sweep])
 
 
 # --- Real runs

@@ -36,7 +36,7 @@ def sweep_result(seed: int, base: float, aligned: float, controlled: float | Non
         "ranking": {},
         "notes": [],
     }
-    return SweepResult("aligned", seed, results, {"policy.model": "m"}, {"seconds": 1})
+    return SweepResult("aligned", seed, {"aligned": "1f"}, results, {"policy.model": "m"}, {"seconds": 1})
 
 
 SEEDS = [sweep_result(0, 0.2, 0.4), sweep_result(1, 0.2, 0.5, None), sweep_result(2, 0.2, 0.6)]
