@@ -21,6 +21,8 @@ from larpo.records import list_parts, read_lists
 from larpo.rewards import check_answer_keys, check_reward, reward_identity
 from larpo.types import CandidateList, Prompt, stable_hash
 
+MODEL_NAME = r"\w[\w.-]*"  # it names folders, too
+
 
 @dataclass(frozen=True)
 class EvaluatedModel:
@@ -104,7 +106,7 @@ def chosen(
 
 def _named(text: str) -> tuple[str, str]:
     name, equals, model = text.partition("=")
-    if not equals or not model or not re.fullmatch(r"\w[\w.-]*", name):
+    if not equals or not model or not re.fullmatch(MODEL_NAME, name):
         raise ConfigError(
             f"--model {text}: must be NAME=FOLDER_OR_HUB_ID with a name of letters, digits, dots and dashes,"
             " such as --model tuned=runs/NAME/model"

@@ -29,7 +29,8 @@ from larpo.recipe import arms, first_arms, flat_knobs, load_config, recipe_name
 from larpo.run_log import read_run_log
 from larpo.storage import is_uri
 
-_OWN = ("run.", "description")  # knobs that say nothing of what an arm does
+# Knobs that say nothing of what an arm does; what its model is asked afterwards has results of its own.
+_OWN = ("run.", "description", "evaluation.sweep.", "evaluation.judges.")
 # Nor do those that say how a machine does it: results of a slow one stand beside those of a fast one.
 _OF_THE_MACHINE = (
     "policy.dtype",
@@ -61,7 +62,7 @@ class ArmRun:
         return _knobs(self.config)
 
     @property
-    def is_trained(self) -> bool:
+    def trains(self) -> bool:
         """Whether it is a run; the policy of one that is not is evaluated as it is (actors/grid_sweeps.py)."""
         return self.config.evaluation.sweep.arms != "policy"
 
@@ -112,7 +113,7 @@ def run_grid(grid: Grid, say: Callable[[str], None]) -> None:
     """Until every run has its result. TrainingError when one fails: the same command goes on from there."""
     grid.results()  # what does not fit is told before anything runs
     for number, run in enumerate(grid.runs, start=1):
-        if run.result.is_file() or not run.is_trained:
+        if run.result.is_file() or not run.trains:
             continue
         say(f"[{number}/{len(grid.runs)}] {run.arm}, seed {run.seed}")
         started = time.time()

@@ -7,7 +7,7 @@ The base policy is then sampled once a seed, and every arm's model answers the s
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.evaluation_inputs import MODEL_NAME
 from actors.grid import ArmRun, Grid, check_knobs, made, run_logged, write_result
+from actors.sharing import NOT_SEEN, SAMPLED
 from larpo.config import Sweep
-from larpo.errors import DataError
+from larpo.errors import ConfigError, DataError
 from larpo.recipe import flat_knobs
 from larpo.sweep_over_seeds import SweepResult
 from larpo.types import stable_hash
 
-_ASKED = ("policy.", "prompts.", "reward.", "sampling.max_new_tokens", "sampling.stop", "evaluation.sweep.")
-_OF_THE_MACHINE = ("policy.lora", "reward.replicas", "reward.resources", "reward.cache")
+BASE = "base"  # name of the policy that arms were trained from
+_SWEEP = "evaluation.sweep."
+_RECKONED = tuple(_SWEEP + name for name in ("arms", "cutoffs", "acceptable"))  # other ones need no new sample
+_NO_JUDGES = ("evaluation.judges.alpaca_eval=false", "evaluation.judges.lm_eval_tasks=[]")  # they cost; asked apart
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,15 @@ class GridSweep:
     def models(self) -> list[tuple[str, str]]:
         """Name and model: the base policy, then what each arm came to; without training the arms' own policies."""
         first = self.runs[0]
-        if not first.is_trained:
+        if not first.trains:
             return [(run.arm, run.config.policy.model) for run in self.runs]
         trained = [(run.arm, str(run.folder / "model")) for run in self.runs]
-        return [("base", first.config.policy.model), *trained]
+        return [(BASE, first.config.policy.model), *trained]
 
     @property
-    def arms(self) -> dict[str, str]:
-        """What each arm's model is: changed when the arm was trained anew, or names another policy."""
-        return {run.arm: _hash(run.result) if run.is_trained else run.config.policy.model for run in self.runs}
-
-    @property
-    def command(self) -> list[str]:
-        first = self.runs[0]
-        command = [sys.executable, "-m", "scripts.evaluate", first.recipe, *first.overrides, "--out", str(self.folder)]
-        return command + [f"--model={name}={model}" for name, model in self.models]
+    def fingerprints(self) -> dict[str, str]:
+        """Of each arm's model: another one when the arm was trained anew, or names another policy."""
+        return {run.arm: _hash(run.result) if run.trains else run.config.policy.model for run in self.runs}
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -71,27 +69,54 @@ class GridSweep:
 
     @property
     def folder(self) -> Path:
-        return self.runs[0].folder.parent / "sweeps" / f"{self.name}-seed{self.seed}"
+        """Of the evaluation: another one for other models or samples, which it would refuse."""
+        key = f"{stable_hash(json.dumps([self.fingerprints, self.knobs], sort_keys=True)):016x}"
+        return self.runs[0].folder.parent / "sweeps" / f"{self.name}-seed{self.seed}-{key[:8]}"
 
     @property
     def result(self) -> Path:
         return self.runs[0].result.parent / "sweeps" / f"{self.name}-seed{self.seed}.json"
 
+    @property
+    def command(self) -> list[str]:
+        first = self.runs[0]
+        command = [sys.executable, "-m", "scripts.evaluate", first.recipe, *first.overrides, *_NO_JUDGES]
+        command += ["--out", str(self.folder)]
+        return command + [f"--model={name}={model}" for name, model in self.models]
+
 
 def grid_sweeps(grid: Grid) -> list[GridSweep]:
-    """Every sweep of a grid, seed by seed; none where its recipe sets no `evaluation.sweep.arms`."""
+    """Every sweep of a grid, seed by seed; none where its recipe sets no `evaluation.sweep.arms`.
+
+    Policies that are not trained are the same under every seed, and are asked under the first alone. ConfigError for
+    an arm that cannot be evaluated.
+    """
     groups: dict[str, list[ArmRun]] = {}
     for run in grid.runs:
-        if run.config.evaluation.sweep.arms != "none":
+        if run.config.evaluation.sweep.arms != "none" and (run.trains or run.seed == grid.runs[0].seed):
+            _check(run)
             groups.setdefault(json.dumps([run.seed, _asked(run)], sort_keys=True), []).append(run)
     return [GridSweep(tuple(runs)) for runs in groups.values()]
 
 
+def _check(run: ArmRun) -> None:
+    where = f"{run.recipe}: evaluation.sweep.arms = {run.config.evaluation.sweep.arms}"
+    if not re.fullmatch(MODEL_NAME, run.arm) or run.arm == BASE:
+        raise ConfigError(
+            f"{where}: the arm {run.arm!r} names a model, by letters, digits, dots and dashes, and not {BASE!r};"
+            " give its labels other names"
+        )
+    if run.config.prompts.heldout_count == 0:
+        raise ConfigError(f"{where}: asks held-out prompts, but prompts.heldout_count is 0; hold some out, or set none")
+    if any(section.kind == "pairwise" for section in run.config.reward.sections()):
+        raise ConfigError(f"{where}: a pairwise ranker's rewards compare within one list alone; set none")
+
+
 def _asked(run: ArmRun) -> dict[str, Any]:
-    """The knobs on which the evaluation of an arm's model depends; arms that are not trained differ by their model."""
-    apart = _OF_THE_MACHINE if run.is_trained else (*_OF_THE_MACHINE, "policy.model")
+    """The knobs on which the samples of an arm's model depend; arms that are not trained differ by their model."""
+    apart = (*NOT_SEEN, *_RECKONED) if run.trains else (*NOT_SEEN, *_RECKONED, "policy.model")
     knobs = flat_knobs(run.config).items()
-    return {key: value for key, value in knobs if key.startswith(_ASKED) and not key.startswith(apart)}
+    return {key: value for key, value in knobs if key.startswith((*SAMPLED, _SWEEP)) and not key.startswith(apart)}
 
 
 def _hash(file: Path) -> str:
@@ -100,16 +125,18 @@ def _hash(file: Path) -> str:
 
 def sweep_results(sweeps: Sequence[GridSweep]) -> list[SweepResult]:
     """Those that are there and of the arms as they are. DataError for a damaged one, or one made with other knobs."""
-    found = ((sweep, _result(sweep)) for sweep in sweeps)
-    return [result for sweep, result in found if result is not None and result.arms == sweep.arms]
+    found = []
+    for sweep in sweeps:
+        if sweep.result.is_file():
+            result = SweepResult.read(sweep.result)
+            check_knobs(sweep.knobs, result.knobs, sweep.result)
+            if result.fingerprints == sweep.fingerprints and result.results["sweep"] == _plain(sweep.sweep):
+                found.append(result)
+    return found
 
 
-def _result(sweep: GridSweep) -> SweepResult | None:
-    if not sweep.result.is_file():
-        return None
-    result = SweepResult.read(sweep.result)
-    check_knobs(sweep.knobs, result.knobs, sweep.result)
-    return result
+def _plain(sweep: Sweep) -> dict[str, Any]:
+    return sweep.model_dump(mode="json")
 
 
 def run_sweeps(sweeps: Sequence[GridSweep], say: Callable[[str], None]) -> None:
@@ -121,23 +148,20 @@ def run_sweeps(sweeps: Sequence[GridSweep], say: Callable[[str], None]) -> None:
         if (sweep.name, sweep.seed) in done:
             continue
         for run in sweep.runs:
-            if run.is_trained and not (run.folder / "model").is_dir():
+            if run.trains and not (run.folder / "model").is_dir():
                 raise DataError(f"{run.folder} has no model any more; remove {run.result} to train the arm again")
-        old = _result(sweep)
-        if old and any(old.arms[arm] != now for arm, now in sweep.arms.items() if arm in old.arms):
-            shutil.rmtree(sweep.folder, ignore_errors=True)  # of a model that is no more
         names = ", ".join(name for name, _ in sweep.models)
         say(f"[sweep {number}/{len(sweeps)}] {names}, seed {sweep.seed}")
         started = time.time()
         run_logged(sweep.command, sweep.folder.with_name(f"{sweep.folder.name}.log"), f"sweep of {names}")
-        results = json.loads((sweep.folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        kept, seconds = _kept(results), time.time() - started
-        result = SweepResult(sweep.name, sweep.seed, sweep.arms, kept, sweep.knobs, made(seconds))
+        results = _kept(json.loads((sweep.folder / RESULTS_FILE).read_text(encoding="utf-8")))
+        told = made(time.time() - started)
+        result = SweepResult(sweep.name, sweep.seed, sweep.fingerprints, results, sweep.knobs, told)
         write_result(sweep.result, result.to_json())
 
 
 def _kept(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what judges said, which names files, and the folders of models."""
+    """Without the folders of models, and what judges said."""
     models = {
         name: {key: value for key, value in model.items() if key != "model"}
         for name, model in results["models"].items()

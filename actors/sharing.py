@@ -25,15 +25,15 @@ from larpo.recipe import flat_knobs, load_config
 from larpo.records import list_parts, read_lists
 
 FIRST = 0  # the iteration whose behaviour policy is the base policy
-_SAMPLED = ("policy.", "prompts.", "sampling.max_new_tokens", "sampling.stop", "reward.")
-_NOT_SEEN = (
+SAMPLED = ("policy.", "prompts.", "sampling.max_new_tokens", "sampling.stop", "reward.")
+NOT_SEEN = (
     "policy.lora",
     "reward.replicas",
     "reward.resources",
     "reward.cache",
 )  # do not change what is sampled or how it is ranked
-_LISTS = (*_SAMPLED, "sampling.k", "lists.negatives", "run.seed", "training.prompts_per_iteration")
-_EVALUATION = (*_SAMPLED, "evaluation.samples", "evaluation.temperature")
+_LISTS = (*SAMPLED, "sampling.k", "lists.negatives", "run.seed", "training.prompts_per_iteration")
+_EVALUATION = (*SAMPLED, "evaluation.samples", "evaluation.temperature")
 
 
 def lists_knobs(config: Config) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _knobs(config: Config, begins: Sequence[str]) -> dict[str, str]:
     return {
         key: str(value)
         for key, value in flat_knobs(config).items()
-        if key.startswith(tuple(begins)) and not key.startswith(_NOT_SEEN)
+        if key.startswith(tuple(begins)) and not key.startswith(NOT_SEEN)
     }
 
 

@@ -2,8 +2,8 @@
 
 Three ways to the same rule, by the model's `attn_implementation`:
 
-- `larpo_segments` (CPU): one attention call a segment, on the prompt's keys and its own. No T x T mask exists, and
-  what a mask would throw away is not computed. Serves softcapped attention (Gemma-2) and sliding windows too.
+- `larpo_segments` (CPU): one attention call a segment, on the prompt's keys and its own. No mask is larger than prompt
+  and response, and what one would throw away is not computed. Serves softcaps (Gemma-2) and sliding windows too.
 - `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
 - `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.
 
@@ -34,7 +34,7 @@ SEGMENTS = "larpo_segments"
 LayerMask = Tensor | BlockMask
 
 MASK_STEP = 256  # tokens by which the shared masks grow
-_SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # by window: up to the longest row so far
+_SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # for the longest prompt and response so far
 
 
 def attention_implementation(config: PreTrainedConfig, device_type: str) -> str:
@@ -191,16 +191,23 @@ def _plain_softcapped(
 def _causal_mask(prefix: int, length: int, window: int | None, like: Tensor) -> Tensor:
     """Additive [length, prefix + length]: query i sees keys up to prefix + i, of those the last `window`.
 
-    A view of one square that every layer, list and step shares: autograd keeps the mask of each call until backward.
+    Autograd keeps the mask of each call until backward: large ones are views of one square that all layers, lists and
+    steps share. One that would be a small part of it is made by itself.
     """
+    if length < prefix:
+        return _square(prefix + length, window, like.dtype, like.device, prefix)
     end, kind = prefix + length, (like.dtype, like.device, window)
     if kind not in _SQUARES or len(_SQUARES[kind]) < end:
         size = -(-end // MASK_STEP) * MASK_STEP
-        with torch.inference_mode(False):  # one that was made in it could not be kept for a backward pass
-            ban_NN = torch.full((size, size), -torch.inf, dtype=like.dtype, device=like.device)
-            later_NN = ban_NN.triu(1)
-            _SQUARES[kind] = later_NN if window is None else later_NN + ban_NN.tril(-window)
+        _SQUARES[kind] = _square(size, window, like.dtype, like.device)
     return _SQUARES[kind][prefix:end, :end]
+
+
+def _square(size: int, window: int | None, dtype: torch.dtype, device: torch.device, first: int = 0) -> Tensor:
+    """Additive [size - first, size]: the causal mask of a plain row of `size` tokens, from that query on."""
+    ban_QK = torch.full((size - first, size), -torch.inf, dtype=dtype, device=device)
+    later_QK = ban_QK.triu(first + 1)
+    return later_QK if window is None else later_QK + ban_QK.tril(first - window)
 
 
 def _rule(row: PackedRow, window: int | None) -> Callable[[Any, Any, Tensor, Tensor], Tensor]:

@@ -23,11 +23,6 @@ def evaluation_problems(config: Config) -> list[str]:
             "list, so their means over held-out prompts say nothing; set prompts.heldout_count=0 and "
             "evaluation.each_iteration=false, and compare the models afterwards"
         )
-    if settings.sweep.arms != "none" and config.prompts.heldout_count == 0:
-        problems.append(
-            f"evaluation.sweep.arms = {settings.sweep.arms}: asks held-out prompts, but prompts.heldout_count is 0; "
-            "hold some out, or set evaluation.sweep.arms=none"
-        )
     temperatures = settings.sweep.temperatures
     if len(set(temperatures)) < len(temperatures):
         problems.append(

@@ -9,13 +9,14 @@ one of these are the prompts without a task that are nearest to it in words.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from larpo.config import Negatives
 from larpo.types import Candidate, CandidateList, stable_hash
 
-NEAREST = 4  # one of so many prompts without a task is related
+NEAREST_SHARE = 4  # the nearest quarter of the prompts without a task is related
 
 
 def with_borrowed(
@@ -28,7 +29,7 @@ def with_borrowed(
 ) -> list[CandidateList]:
     """Each list joined by up to `count` freshly sampled responses of the others and of `recent` lists.
 
-    `sampled` changes nothing.
+    `sampled` changes nothing. The nearest prompts are those of these lists, not of the whole dataset.
 
     Borrowed candidates are `given`: no sampler gave them to this prompt, so they carry no log-probabilities, and no
     reward until the reward model has seen them with it. Which ones is decided by a hash of (seed, list, candidate).
@@ -45,13 +46,13 @@ def with_borrowed(
         if negatives == "related":
             others = [other for other in others if other.prompt.task == item.prompt.task]
             if not item.prompt.task:
-                others = _nearest(item, others, words, rarity)
+                others = _nearest(item, others, words, rarity, seed)
         mixed.append(item.replace(candidates=(*item.candidates, *_borrowed(item, others, count, seed))))
     return mixed
 
 
 def _words(item: CandidateList) -> frozenset[str]:
-    return frozenset(word for message in item.prompt.messages for word in message.content.lower().split())
+    return frozenset(word for message in item.prompt.messages for word in re.findall(r"\w+", message.content.lower()))
 
 
 def _rarity(words: Mapping[str, frozenset[str]]) -> dict[str, float]:
@@ -65,16 +66,17 @@ def _nearest(
     others: Sequence[CandidateList],
     words: Mapping[str, frozenset[str]],
     rarity: Mapping[str, float],
+    seed: int,
 ) -> list[CandidateList]:
     """The quarter of the others, one at least, that share most of their words' rarity with the prompt."""
     own = words[item.prompt.id]
 
-    def distance(other: CandidateList) -> tuple[float, str]:
+    def distance(other: CandidateList) -> tuple[float, int]:
         theirs = words[other.prompt.id]
         shared, whole = (math.fsum(rarity[word] for word in found) for found in (own & theirs, own | theirs))
-        return -shared / whole if whole else 0.0, other.prompt.id
+        return -shared / whole if whole else 0.0, stable_hash(seed, item.id, other.id)
 
-    return sorted(others, key=distance)[: math.ceil(len(others) / NEAREST)]
+    return sorted(others, key=distance)[: math.ceil(len(others) / NEAREST_SHARE)]
 
 
 def _borrowed(item: CandidateList, others: Sequence[CandidateList], count: int, seed: int) -> list[Candidate]:

@@ -90,17 +90,21 @@ def sweep_tables(results: Results, sweep: Sweep) -> list[Rows]:
     return [rows for rows in tables if len(rows) > 1]
 
 
-def format_results(results: Results, sweep: Sweep) -> str:
-    """All tables as plain text."""
-    head = (
+def headline(results: Results, sweep: Sweep, over: str = "prompts") -> str:
+    """What the tables are of; `over` is what the intervals hold."""
+    return (
         f"{results['prompts']} held-out prompts, {sweep.samples} samples each; correct from reward"
-        f" {sweep.acceptable:g}; 95% intervals over prompts in brackets."
+        f" {sweep.acceptable:g}; 95% intervals over {over} in brackets."
     )
+
+
+def format_results(results: Results, sweep: Sweep, over: str = "prompts") -> str:
+    """All tables as plain text."""
     tables = sweep_tables(results, sweep)
-    parts = [head, *("\n".join(ruled(rows)) for rows in tables)]
+    parts = [headline(results, sweep, over), *("\n".join(_ruled(rows)) for rows in tables)]
     return "\n\n".join([*parts, *(f"Note: {note}." for note in results["notes"])])
 
 
-def ruled(rows: Sequence[Sequence[str]]) -> list[str]:
+def _ruled(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = columns(rows)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from actors.grid import Grid, make_grid, run_grid
 from actors.grid_sweeps import GridSweep, grid_sweeps, run_sweeps, sweep_results
 from larpo.errors import DataError
-from larpo.experiment import ArmResult, markdown_table
+from larpo.experiment import markdown_table
 from scripts.command import exit_code
 
 
@@ -53,12 +53,12 @@ def _run(options: argparse.Namespace) -> int:
     if not options.table:
         run_grid(grid, _say)
         run_sweeps(sweeps, _say)
-    told = [_tell_arms(grid, grid.results()), *_tell_sweeps(sweeps)]
     folder = grid.runs[0].result.parent
-    if not any(told):
+    told = [*_tell_arms(grid, folder), *_tell_sweeps(sweeps, folder)]
+    if not told:
         raise DataError(f"{folder} holds no results yet; run the experiment first")
-    (folder / "table.md").write_text("\n\n".join(filter(None, told)) + "\n", encoding="utf-8")
-    print(f"\ntables {folder / 'table.md'}\nplots  {folder}/*.svg")
+    (folder / "table.md").write_text("\n\n".join(told) + "\n", encoding="utf-8")
+    print(f"\ntables {folder / 'table.md'}")
     return 0
 
 
@@ -66,48 +66,52 @@ def _plan(grid: Grid, sweeps: Sequence[GridSweep]) -> int:
     """Every arm's plan, and what is asked of their models, under the first seed."""
     from scripts.align import main as align
 
-    arms = [run for run in grid.runs[: len(grid.arms)] if run.is_trained]
-    codes = [align([run.recipe, *run.overrides, "--dry-run"]) for run in arms]
+    codes = [align([run.recipe, *run.overrides, "--dry-run"]) for run in grid.runs[: len(grid.arms)]]
     for part in (part for part in sweeps if part.seed == grid.runs[0].seed):
         names, asked = ", ".join(name for name, _ in part.models), part.sweep
         temperatures = ", ".join(f"{t:g}" for t in asked.temperatures)
-        print(f"sweep  {names}: a prompt greedily, and {asked.samples} times at each of T = {temperatures}")
+        trained = "" if part.runs[0].trains else "nothing is trained; "
+        print(f"sweep  {trained}{names}: a prompt greedily, and {asked.samples} times at each of T = {temperatures}")
     return max(codes, default=0)
 
 
-def _tell_arms(grid: Grid, results: Sequence[ArmResult]) -> str:
-    """Prints the table of the trained arms, draws them; returns it as Markdown, empty where there is none."""
+def _tell_arms(grid: Grid, folder: Path) -> Iterator[str]:
+    """Prints the table of the trained arms, draws them, gives it as Markdown; nothing where there is no result."""
     from larpo.evaluation import columns
     from larpo.experiment import TABLE_HEADER, arm_plot, table
 
+    results = grid.results()
     if not results:
-        return ""
+        return
     rows = [TABLE_HEADER, *table(results, grid.arms, grid.first)]
     print(*columns(rows), sep="\n")
     if any(result.is_judged for result in results):
-        plot = grid.runs[0].result.parent / "plot.svg"
-        plot.write_text(arm_plot(results, grid.arms, grid.recipe), encoding="utf-8")
-    return markdown_table(rows)
+        _draw(folder / "plot.svg", arm_plot(results, grid.arms, grid.recipe))
+    yield markdown_table(rows)
 
 
-def _tell_sweeps(sweeps: Sequence[GridSweep]) -> Iterator[str]:
-    """The same of each group of models that were asked alike, its seeds joined: its tables, and its plots."""
+def _tell_sweeps(sweeps: Sequence[GridSweep], folder: Path) -> Iterator[str]:
+    """The same of each group of models that were asked alike, its seeds joined: all its tables and plots."""
     from larpo.sweep_over_seeds import over_seeds
     from larpo.sweep_page import sweep_plots
-    from larpo.sweep_tables import ruled, sweep_tables
+    from larpo.sweep_tables import format_results, headline, sweep_tables
 
     found = sweep_results(sweeps)
     for name in dict.fromkeys(result.name for result in found):
         seeds = [result for result in found if result.name == name]
-        asked = next(part for part in sweeps if part.name == name)
-        results = over_seeds(seeds)
-        tables, folder = sweep_tables(results, asked.sweep), asked.result.parents[1]
-        for rows in tables:
-            print("", *ruled(rows), sep="\n")
-        for kind, (_, svg, _) in sweep_plots(results, asked.sweep).items():
-            (folder / f"{name}-{kind}.svg").write_text(svg, encoding="utf-8")
+        results, asked = over_seeds(seeds), next(part.sweep for part in sweeps if part.name == name)
         over = f"seeds {', '.join(str(seed.seed) for seed in seeds)}" if len(seeds) > 1 else "prompts"
-        yield "\n\n".join([f"{name}, intervals over {over}:", *(markdown_table(rows) for rows in tables)])
+        print(f"\n{name} and those that were asked the same:\n\n{format_results(results, asked, over)}\n")
+        for kind, (_, svg, _) in sweep_plots(results, asked).items():
+            _draw(folder / f"{name}-{kind}.svg", svg)
+        tables = [markdown_table(rows) for rows in sweep_tables(results, asked)]
+        notes = [f"Note: {note}." for note in results["notes"]]
+        yield "\n\n".join([f"{name}: {headline(results, asked, over)}", *tables, *notes])
+
+
+def _draw(file: Path, svg: str) -> None:
+    file.write_text(svg, encoding="utf-8")
+    print(f"plot   {file}")
 
 
 def _say(text: str) -> None:

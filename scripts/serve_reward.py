@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.reward import RewardActor
-from larpo.config import Config
+from larpo.config import Config, Evaluation
 from larpo.config_checks import problem_list
 from larpo.errors import ConfigError, DataError, LarpoError
 from larpo.http_reward import TOKEN, decode_requests
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section = config.reward
         if section.kind == "http":
             raise ConfigError("reward.kind = 'http': a server has to score by itself; give a recipe of another kind")
-        if problems := reward_problems(config):
+        alone = config.model_copy(update={"evaluation": Evaluation()})  # an evaluation's reranker is not served
+        if problems := reward_problems(alone):
             raise ConfigError(problem_list(f"recipe {options.recipe}: its reward cannot be served", problems))
         check_reward(section)
         print(*(f"reward.{note}" for note in code_notes(section)), sep="\n", end="", flush=True)

@@ -100,7 +100,9 @@ def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tup
         )
         rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
     row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
-    return Result("memory", _settings(steps, sizes) | {"logit_tokens": tokens}, (*rows, row), (note,))
+    return Result(
+        "memory", _settings(steps, sizes) | {"repetitions": repetitions, "logit_tokens": tokens}, (*rows, row), (note,)
+    )
 
 
 def prepared_policy(policy: str) -> tuple[Path, str]:

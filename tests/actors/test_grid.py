@@ -110,9 +110,9 @@ def test_arms_that_are_evaluated_alike_share_a_sweep_under_each_seed(tmp_path):
 
 
 def test_policies_as_they_are_stand_side_by_side_where_the_questions_are_the_same(tmp_path):
-    """Figure 2: nothing is trained, two policies answer each set of problems."""
-    grid = make_grid("paper-figure-2", [f"run.output_dir={tmp_path}"], [0], None)
-    assert not any(run.is_trained for run in grid.runs)
+    """Figure 2: nothing is trained, two policies answer each set of problems, once for all seeds."""
+    grid = make_grid("paper-figure-2", [f"run.output_dir={tmp_path}"], [0, 1], None)
+    assert not any(run.trains for run in grid.runs)
     assert [sweep.models for sweep in grid_sweeps(grid)] == [
         [
             (f"mathstral.{problems}", "mistralai/Mathstral-7B-v0.1"),
@@ -150,7 +150,9 @@ def test_a_sweep_waits_for_no_arm_that_is_gone(tmp_path):
 
 def kept(sweep, **changed) -> None:
     """Writes a result of that sweep without numbers."""
-    result = SweepResult(sweep.name, sweep.seed, sweep.arms, {}, sweep.knobs, {})
+    result = SweepResult(
+        sweep.name, sweep.seed, sweep.fingerprints, {"sweep": sweep.sweep.model_dump(mode="json")}, sweep.knobs, {}
+    )
     sweep.result.parent.mkdir(parents=True, exist_ok=True)
     sweep.result.write_text(replace(result, **changed).to_json())
 
@@ -170,13 +172,56 @@ def test_a_sweep_of_an_arm_that_was_trained_anew_is_none_of_this_one(tmp_path):
     run.result.write_text("as it was")
     kept(sweep)
     assert sweep_results([sweep])
+    before = sweep.folder
     run.result.write_text("as it is")
     assert not sweep_results([sweep])
+    assert sweep.folder != before, "which the evaluation would refuse"
+
+
+def test_other_cutoffs_are_reckoned_anew_from_the_samples_that_are_there(tmp_path):
+    sweep, _ = sweeps_of("small-recall", tmp_path)
+    other, _ = sweeps_of("small-recall", tmp_path, "evaluation.sweep.cutoffs=[1,3]")
+    kept(sweep)
+    assert not sweep_results([other])
+    assert other.folder == sweep.folder
+
+
+def test_what_is_asked_afterwards_is_no_matter_of_what_was_trained(tmp_path):
+    grid = make_grid("small-objectives", [], [0], tmp_path)
+    run = grid.runs[0]
+    knobs = json.loads(json.dumps(run.knobs))
+    run.result.write_text(ArmResult(run.arm, 0, {"heldout/reward_before": 0.1}, {}, {}, knobs, {}).to_json())
+    asked = make_grid(
+        "small-objectives", ["evaluation.sweep.arms=trained", "evaluation.sweep.samples=3"], [0], tmp_path
+    )
+    assert [found.arm for found in asked.results()] == ["pairwise"]
+
+
+@pytest.mark.parametrize(
+    ("label", "more", "told"),
+    [
+        ("1+3", "", "the arm '1+3' names a model, by letters, digits, dots and dashes"),
+        ("base", "", "and not 'base'; give its labels other names"),
+        ("a", "prompts: {heldout_count: 0}", "prompts.heldout_count is 0; hold some out, or set none"),
+        (
+            "a",
+            "reward: {kind: weighted, parts: [{kind: pairwise, ranker: {model: m}}]}",
+            "a pairwise ranker's rewards compare within one list alone; set none",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_is_trained(tmp_path, label, more, told):
+    file = tmp_path / "grid.yaml"
+    sweep = "evaluation: {each_iteration: false, sweep: {arms: trained}}"
+    file.write_text(f"extends: small\n{sweep}\n{more}\ngrid: {{objective: {{{label}: {{}}}}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        grid_sweeps(make_grid(str(file), [], [0], None))
+    assert told in str(caught.value)
 
 
 def test_a_sweep_of_another_policy_is_none_of_this_one(tmp_path):
     sweep, *_ = sweeps_of("paper-figure-2", tmp_path)
-    kept(sweep, arms=sweep.arms | {"mistral.gsm8k": "another/model"})
+    kept(sweep, fingerprints=sweep.fingerprints | {"mistral.gsm8k": "another/model"})
     assert not sweep_results([sweep])
 
 
@@ -291,6 +336,6 @@ def test_models_of_arms_are_asked_side_by_side(experiment):
     assert result.results["prompts"] == 4
     assert str(home) not in result.to_json()
     page = (home / "results" / "table.md").read_text()
-    assert "pair, intervals over prompts:" in page
+    assert "pair: 4 held-out prompts, 2 samples each; correct from reward 1; 95% intervals over prompts" in page
     assert "| greedy response wins |" in page
     assert (home / "results" / "pair-recall_by_model.svg").read_text().startswith("<?xml")

@@ -12,7 +12,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from larpo.attention import SEGMENTS, _additive_mask, attention_implementation, packed_attention_mask
+from larpo.attention import SEGMENTS, _additive_mask, _causal_mask, attention_implementation, packed_attention_mask
 from larpo.errors import ConfigError
 from larpo.log_probs import (
     check_packed,
@@ -333,3 +333,15 @@ def test_block_masks_cover_the_rule_on_cpu(tiny_model):
     indices = torch.arange(len(row.input_ids_T))
     seen = block_mask.mask_mod(0, 0, indices[:, None], indices[None, :])
     torch.testing.assert_close(seen, _additive_mask(row, 6, torch.float32)[0, 0] == 0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_a_mask_bans_what_comes_later_and_what_lies_before_the_window(window):
+    """Whatever was asked for before: large ones are views of one that grows."""
+    for prefix, length in [(0, 3), (7, 2), (2, 7), (0, 300), (5, 300), (400, 9), (3, 4)]:
+        mask_QK = _causal_mask(prefix, length, window, torch.zeros(1))
+        query, key = torch.arange(length)[:, None] + prefix, torch.arange(prefix + length)[None, :]
+        sees_QK = (key <= query) & ((query - key) < (window or prefix + length))
+        assert mask_QK.shape == (length, prefix + length)
+        assert torch.equal(mask_QK == 0, sees_QK)
+        assert torch.equal(mask_QK.isneginf(), ~sees_QK)

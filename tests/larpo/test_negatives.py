@@ -58,6 +58,16 @@ def test_prompts_without_a_task_are_related_to_those_nearest_in_words(make_list)
     assert {other % 2 for other in sources(with_borrowed(lists, "random", count=7, seed=0)[0])} == {0, 1}
 
 
+def test_prompts_without_a_common_word_are_borrowed_from_by_the_seed(make_list):
+    lists = []
+    for number in range(16):
+        item = make_list(number, (4, 3), rewards=(1.0, 0.0))
+        lists.append(item.replace(prompt=Prompt(item.prompt.id, (Message("user", f"question{number}"),))))
+    first, second = ([sources(item) for item in with_borrowed(lists, "related", count=2, seed=seed)] for seed in (0, 1))
+    assert first != second
+    assert len({number for found in first for number in found}) > 8
+
+
 def test_a_prompt_with_a_task_is_related_to_none_without(lists):
     plain = [item.replace(prompt=Prompt(item.prompt.id, item.prompt.messages)) for item in lists[:5]]
     *_, last = with_borrowed([*plain, lists[5]], "related", count=2, seed=0)

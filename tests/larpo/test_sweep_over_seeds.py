@@ -9,12 +9,12 @@ from larpo.errors import DataError
 from larpo.experiment import t_interval
 from larpo.sweep_over_seeds import SweepResult, over_seeds
 from larpo.sweep_page import sweep_plots
-from larpo.sweep_tables import sweep_tables
+from larpo.sweep_tables import format_results, sweep_tables
 
 SWEEP = Sweep(samples=2, cutoffs=(1, 2), temperatures=(1.0,))
 
 
-def sweep_result(seed: int, base: float, aligned: float, controlled: float | None = 0.5) -> SweepResult:
+def sweep_result(seed: int, base: float, aligned: float) -> SweepResult:
     def measures(value: float) -> dict:
         names = ("greedy/reward", "greedy/correct", "T=1/reward", "T=1/recall@1", "T=1/recall@2")
         return {name: [value, value - 0.1, value + 0.1] for name in names}
@@ -27,34 +27,30 @@ def sweep_result(seed: int, base: float, aligned: float, controlled: float | Non
         "reward": "gsm8k",
         "models": models,
         "differences": {"aligned": measures(aligned - base)},
-        "win_rates": {
-            "aligned": {
-                "raw": [0.6, 0.5, 0.7],
-                "length_controlled": None if controlled is None else [controlled, 0.4, 0.6],
-            }
-        },
+        "win_rates": {"aligned": {"raw": [0.6, 0.5, 0.7], "length_controlled": [0.5, 0.4, 0.6], "length_weight": 0.1}},
         "ranking": {},
         "notes": [],
     }
     return SweepResult("aligned", seed, {"aligned": "1f"}, results, {"policy.model": "m"}, {"seconds": 1})
 
 
-SEEDS = [sweep_result(0, 0.2, 0.4), sweep_result(1, 0.2, 0.5, None), sweep_result(2, 0.2, 0.6)]
+SEEDS = [sweep_result(0, 0.2, 0.4), sweep_result(1, 0.2, 0.5), sweep_result(2, 0.26, 0.66)]
 
 
 def test_a_number_is_the_mean_over_seeds_with_students_interval():
     joined = over_seeds(SEEDS)
-    expected = t_interval([0.4, 0.5, 0.6])
-    assert joined["models"]["aligned"]["measures"]["T=1/recall@2"] == pytest.approx([0.5, expected.low, expected.high])
+    expected = t_interval([0.4, 0.5, 0.66])
+    assert joined["models"]["aligned"]["measures"]["T=1/recall@2"] == pytest.approx(
+        [expected.mean, expected.low, expected.high]
+    )
     difference = t_interval([0.2, 0.3, 0.4])
     found = joined["differences"]["aligned"]["T=1/reward"]
     assert found == pytest.approx([0.3, difference.low, difference.high])
 
 
-def test_a_rate_that_one_seed_lacks_is_that_of_the_others():
-    rates = over_seeds(SEEDS)["win_rates"]["aligned"]
-    assert rates["length_controlled"] == pytest.approx([0.5, 0.5, 0.5])
-    assert over_seeds([SEEDS[1]])["win_rates"]["aligned"]["length_controlled"] is None
+def test_a_model_that_no_seed_changes_keeps_intervals_over_prompts():
+    """Else its greedy responses, which are the same each time, would have an interval of no width."""
+    assert over_seeds(SEEDS)["models"]["base"]["measures"]["greedy/reward"] == pytest.approx([0.22, 0.12, 0.32])
 
 
 def test_one_seed_keeps_its_own_intervals():
@@ -65,9 +61,10 @@ def test_the_tables_and_plots_of_one_evaluation_read_it():
     joined = over_seeds(SEEDS)
     recall, difference, wins = sweep_tables(joined, SWEEP)
     assert [row[0] for row in recall[1:]] == ["base", "aligned"]
-    assert recall[2][-2:] == ("0.500", "0.500")
+    assert recall[2][-2:] == ("0.520", "0.520")
     assert difference[1][:2] == ("aligned - base", "1")
     assert wins[1][:2] == ("aligned", "base")
+    assert "intervals over seeds 0, 1" in format_results(joined, SWEEP, "seeds 0, 1")
     assert {"recall_by_model", "picking_base", "picking_aligned"} <= set(sweep_plots(joined, SWEEP))
 
 

@@ -152,6 +152,7 @@ def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path
     assert "apart" in speed["notes"][0]
     assert 0.2 < memory["comparisons"][0]["ours"]["values"][0] < 20
     assert memory["comparisons"][1]["what"] == "peak of log-probabilities, 2048 response tokens, vocabulary 260"
+    assert memory["settings"]["repetitions"] == len(memory["comparisons"][0]["other"]["values"]) == 3
     assert memory["machine"]
     assert memory["commit"]
 

@@ -115,7 +115,7 @@ def test_a_server_that_fails_costs_no_list_and_planted_tokens_are_nowhere_in_wha
         assert server.broke > 1, "it was not asked again"
         last = runs.log().strip().splitlines()[-1]
         assert "the model is gone; I know [LARPO_REWARD_TOKEN] well" in runs.log(), runs.log()
-        assert runs.log().count("error: ") == 1, runs.log()
+        assert (tmp_path / "log.txt").read_text().count("error: ") == 1, runs.log()
         assert "--resume" in last, last
         server.well = True
         assert runs.start("--resume", str(runs.run_dir)).wait(400) == 0, runs.log()
