@@ -21,20 +21,21 @@ from scripts.command import exit_code
 def _trainer(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.trainer import run_trainer
 
-    return run_trainer(options.policy, options.sizes or TRAINER_SIZES, options.repetitions, options.shape or LIST_SHAPE)
+    sizes, shape = options.sizes or TRAINER_SIZES, options.shape or LIST_SHAPE
+    return run_trainer(options.policy, options.dtype, sizes, options.repetitions, shape)
 
 
 def _memory(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.trainer import run_memory
 
     sizes, shape = options.sizes or TRAINER_SIZES, options.shape or LIST_SHAPE
-    return run_memory(options.policy, sizes, options.repetitions, shape, options.logit_tokens)
+    return run_memory(options.policy, options.dtype, sizes, options.repetitions, shape, options.logit_tokens)
 
 
 def _rows(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.rows import run_rows
 
-    return run_rows(options.policy, options.repetitions)
+    return run_rows(options.policy, options.dtype, options.repetitions)
 
 
 def _gpu(options: argparse.Namespace) -> Result:
@@ -72,7 +73,7 @@ def _sampler(options: argparse.Namespace) -> Result:
 def _weights(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.weights import run_weights
 
-    return run_weights(options.policy, options.gib, options.updated, options.repetitions)
+    return run_weights(options.policy, options.dtype, options.gib, options.updated, options.repetitions)
 
 
 def _startup(options: argparse.Namespace) -> Result:
@@ -109,6 +110,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(BENCHMARKS)}, or all ({', '.join(NOT_IN_ALL)} must be named); table: of the results in --out",
     )
     result.add_argument("--policy", default="smollm2-135m-instruct", help="bundled name, hub id or folder")
+    result.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of trainer, memory, rows and weights (auto: what the machine has instructions for)",
+    )
     result.add_argument("--sizes", type=_numbers, metavar="K,K", help="candidates of a list (2,4,8; gpu: 4,8)")
     result.add_argument(
         "--shape", type=_pair, metavar="P,R", help="tokens of prompt and response (160,128; gpu: 512,512)"

@@ -15,8 +15,11 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.toy_runs import free_ports, marked_processes, until
 
@@ -97,7 +100,8 @@ class AutoscalingCluster:
     def close(self) -> None:
         self._head.terminate()
         for process in marked_processes(self.mark):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                process.kill()
         self._head.wait(30)
         shutil.rmtree(self._ray, ignore_errors=True)
 

@@ -48,9 +48,9 @@ class ShortLists:
         return tuple(random_list(number, self.candidates, vocabulary, **shape) for number in range(self.lists))
 
 
-def run_rows(policy: str, repetitions: int) -> Result:
+def run_rows(policy: str, dtype: str, repetitions: int) -> Result:
     """A row of the table for each budget."""
-    folder, dtype = prepared_policy(policy)
+    folder, dtype = prepared_policy(policy, dtype)
     work = ShortLists(str(folder), dtype, repetitions)
     found = in_own_process(rows_side, vars(work))
     sides = {label: Series(label, tuple(values)) for label, values in found["seconds"].items()}

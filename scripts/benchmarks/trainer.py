@@ -70,9 +70,9 @@ class Steps:
         return [random_list(number, self.candidates, vocabulary, **shape) for number in numbers]
 
 
-def run_trainer(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int]) -> Result:
+def run_trainer(policy: str, dtype: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int]) -> Result:
     """Both comparisons for each number of candidates."""
-    folder, dtype = prepared_policy(policy)
+    folder, dtype = prepared_policy(policy, dtype)
     rows, notes = [], []
     for candidates in sizes:
         steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
@@ -87,9 +87,11 @@ def run_trainer(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tu
     return Result("trainer", _settings(steps, sizes), tuple(rows), tuple(notes))
 
 
-def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int) -> Result:
+def run_memory(
+    policy: str, dtype: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int
+) -> Result:
     """Peak memory of a trainer process on the same steps, and of the log-probabilities of so many response tokens."""
-    folder, dtype = prepared_policy(policy)
+    folder, dtype = prepared_policy(policy, dtype)
     rows = []
     for candidates in sizes:
         steps = Steps(str(folder), dtype, candidates, 1, 1, *shape)  # a process has one peak
@@ -105,9 +107,9 @@ def run_memory(policy: str, sizes: tuple[int, ...], repetitions: int, shape: tup
     )
 
 
-def prepared_policy(policy: str) -> tuple[Path, str]:
-    """Its folder, and the type that this machine trains it in."""
-    config = settled(Config.model_validate({"policy": {"model": policy}}))
+def prepared_policy(policy: str, dtype: str) -> tuple[Path, str]:
+    """Its folder, and the type that it is computed in: with `auto` this machine's own."""
+    config = settled(Config.model_validate({"policy": {"model": policy, "dtype": dtype}}))
     return prepare_policy(config.policy).path, config.policy.dtype
 
 

@@ -56,9 +56,9 @@ class Publications:
         return Config.model_validate(knobs)
 
 
-def run_weights(policy: str, gib: float, samplers: int, repetitions: int) -> Result:
+def run_weights(policy: str, dtype: str, gib: float, samplers: int, repetitions: int) -> Result:
     """The policy itself, and one of `gib` GiB where that is more than 0."""
-    config = settled(Config.model_validate({"policy": {"model": policy}}))
+    config = settled(Config.model_validate({"policy": {"model": policy, "dtype": dtype}}))
     folder, dtype = prepare_policy(config.policy).path, config.policy.dtype
     with tempfile.TemporaryDirectory() as scratch:
         models = [folder]

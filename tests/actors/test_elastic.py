@@ -143,17 +143,17 @@ class PoolOnTheCluster:
         }
 
 
-PROMPTS = 400  # an iteration: enough work for a second sampler to be worth its start
+PROMPTS = 400  # enough work for a second sampler to be worth its start
 
 
 def run_of(prompts: int, cluster: AutoscalingCluster, policy: Path, folder: Path) -> tuple[Runs, list[str]]:
-    """A run on that cluster of two iterations of so many prompts, not yet started, and its knobs."""
+    """A run on that cluster of one pass over so many prompts, not yet started, and its knobs."""
     runs = Runs(folder, policy, cluster.address)
     runs.environment = {name: value for name, value in cluster.environment.items() if name != "LARPO_TEST_MARK"}
-    rows = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(2 * prompts + 2)]
+    rows = [{"id": f"q{number}", "text": f"Say {number} in bytes."} for number in range(prompts + 2)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    knobs = [f"prompts.train_count={2 * prompts}", f"training.prompts_per_iteration={prompts}", "lists.replay=false"]
-    return runs, [*knobs, "checkpoints.every_steps=1000"]
+    knobs = [f"prompts.train_count={prompts}", f"training.prompts_per_iteration={prompts}"]
+    return runs, [*knobs, "training.iterations=1", "training.epochs=1", "checkpoints.every_steps=1000"]
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def test_a_run_whose_stream_stays_full_lets_a_sampler_go_and_the_autoscaler_take
 ):
     """It begins with two samplers, and leave to have one; its trainer is slow, and they have little to do."""
     runs, knobs = run_of(300, cluster, tiny_policy, tmp_path)
-    knobs += ["samplers.count=2", "samplers.min_count=1", "samplers.patience_s=3", "training.epochs=1"]
+    knobs += ["samplers.count=2", "samplers.min_count=1", "samplers.patience_s=3"]
     knobs += ["samplers.resources={sampler_slot: 1}", "sampling.max_new_tokens=4", "training.lists_per_step=1"]
     try:
         driver = runs.new("stream", *knobs)
@@ -202,7 +202,7 @@ def test_a_run_whose_stream_stays_full_lets_a_sampler_go_and_the_autoscaler_take
             assert "samplers stood still for " in shrunk["reason"]
             runs.until(lambda: not cluster.nodes(), driver)
         assert driver.wait(900) == 0, runs.log()
-        check_exactly_once(runs.run_dir, counts=(300, 300), epochs=1)
+        check_exactly_once(runs.run_dir, counts=(300,), epochs=1)
         assert not runs.records("failure")
     finally:
         for process in runs.processes():
@@ -229,7 +229,7 @@ def test_a_run_whose_trainer_waits_asks_for_a_sampler_and_the_autoscaler_brings_
             sampled[record["sampler"]] += record["sampler/prompts"]
         print(f"prompts: {sampled}")
         assert min(sampled.values()) > 0
-        check_exactly_once(runs.run_dir, counts=(PROMPTS, PROMPTS))
+        check_exactly_once(runs.run_dir, counts=(PROMPTS,), epochs=1)
         assert not runs.records("failure")
         print(f"the node went {cluster.wait_for_nodes(0):.1f} s after the run")
     finally:

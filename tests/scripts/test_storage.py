@@ -64,10 +64,10 @@ def steps_of(runs: Runs, iteration: int) -> int:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("iteration", [0, 1])
-def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, iteration):
+@pytest.mark.parametrize(("iteration", "overlap"), [(0, "stream"), (1, "none")])
+def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, iteration, overlap):
     """Its driver is killed and its folder deleted; the home alone is enough, down to the last list."""
-    driver = runs.new("stream", f"run.output_dir=s3://{BUCKET}/experiments")
+    driver = runs.new(overlap, f"run.output_dir=s3://{BUCKET}/experiments")
     while steps_of(runs, iteration) < 2:
         assert driver.poll() is None, runs.log()
         time.sleep(0.05)
