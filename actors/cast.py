@@ -147,6 +147,7 @@ class Cast(TrainingCast):
             prompts_per_sampler=prompts_per_sampler(run.config),
             on_failure=on_failure,
             draining=draining_nodes,
+            own_node=placement.own_node(),
         )
 
     async def start(self, iteration: int, *, initial: bool = False) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
@@ -33,7 +33,9 @@ class Membership:
         timeouts: Timeouts,
         prompts_per_sampler: int,
         on_failure: Callable[[str, str], None],
+        own_node: str = "",
     ) -> None:
+        self._own_node = own_node
         self._spawn, self._kill, self._on_failure = spawn, kill, on_failure
         self._samplers, self._timeouts = samplers, timeouts
         self._version = 0  # of the weights that every sampler should have, one that joins too
@@ -80,13 +82,20 @@ class Membership:
     def resize(self, wanted: int) -> None:
         """Ask for samplers or let some go until so many are here or coming, within the pool's bounds.
 
-        Those go first that no node has yet, then those that start, then those with least to do.
+        Those go first that no node has yet, then those that start; then those whose node can go with them: not the
+        run's own, and the one with the fewest samplers; then those with least to do.
         """
         self.wanted = max(self._samplers.least, min(self._samplers.most, wanted))
         staying = [member for member in self.members if not member.is_leaving]
         for _ in range(self.wanted - len(staying)):
             self._ask()
-        for member in sorted(staying, key=_loss)[: max(0, len(staying) - self.wanted)]:
+        beside = Counter(member.node for member in staying)
+
+        def loss(member: Member) -> tuple[bool, bool, bool, int, int]:
+            is_working, stays = member.ready.is_set(), member.node == self._own_node
+            return is_working, member.status != "pending", stays, beside[member.node], member.in_flight
+
+        for member in sorted(staying, key=loss)[: max(0, len(staying) - self.wanted)]:
             self.let_go(member)
 
     def _ask(self) -> None:
@@ -197,8 +206,3 @@ class Membership:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def _loss(member: Member) -> tuple[bool, bool, int]:
-    """How much is lost when a sampler goes."""
-    return member.ready.is_set(), member.status != "pending", member.in_flight

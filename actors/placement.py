@@ -182,12 +182,18 @@ def place_stream(config: Config, lists_folder: str) -> Any:
     return actor.remote(config, lists_folder, RayMemo())
 
 
+def own_node() -> str:
+    """Id of the node that this process is on."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
 def _beside_driver() -> dict[str, Any]:
     """On the driver's node and on no other: what works on the run's folder there."""
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(own_node(), soft=False)
     return {"scheduling_strategy": here}
 
 

@@ -41,9 +41,10 @@ class SamplerPool(Membership):
         prompts_per_sampler: int,
         on_failure: Callable[[str, str], None],
         draining: Callable[[], Collection[str]] = frozenset,
+        own_node: str = "",
     ) -> None:
-        """`draining` tells the ids of the nodes that are told to go; it may block."""
-        super().__init__(spawn, kill, samplers, timeouts, prompts_per_sampler, on_failure)
+        """`draining` tells the ids of the nodes that are told to go; it may block. `own_node` stays, with the run."""
+        super().__init__(spawn, kill, samplers, timeouts, prompts_per_sampler, on_failure, own_node)
         self._draining = draining
         self.per_sampler = prompts_per_sampler
         self.restarts = 0

@@ -66,6 +66,7 @@ class House:
             prompts_per_sampler=per_sampler,
             on_failure=lambda name, reason: self.failures.append((name, reason)),
             draining=lambda: self.draining,
+            own_node="own",
         )
 
     def _spawn(self, name):

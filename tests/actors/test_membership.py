@@ -308,6 +308,28 @@ def test_those_go_first_who_are_missed_least():
     asyncio.run(go())
 
 
+def test_those_go_first_whose_node_can_go_with_them():
+    """Not from the node that the run itself is on, and from one with others on it only when no node is left alone."""
+
+    async def go():
+        nodes = ("own", "two", "two", "one")
+        house = House(*(Double(node, node=node) for node in nodes), count=4, min_count=1)
+        await house.pool.start()
+        await until(lambda: house.pool.ready == 4)
+        alone = asyncio.gather(*(house.sample(str(number)) for number in range(8)))
+        gone = []
+        for size in (3, 2, 1):
+            before = {member.name: member.node for member in house.pool.members}
+            house.pool.resize(size)
+            await until(lambda size=size: len(house.pool.members) == size)
+            left = {member.name for member in house.pool.members}
+            gone += [node for name, node in before.items() if name not in left]
+        assert gone == ["one", "two", "two"]
+        await alone
+
+    asyncio.run(go())
+
+
 def test_the_bounds_hold_and_free_names_are_given_again():
     async def go():
         house = House(*(Double(str(number)) for number in range(8)), count=2, min_count=1, max_count=3)
