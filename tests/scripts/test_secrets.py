@@ -113,10 +113,9 @@ def test_a_server_that_fails_costs_no_list_and_planted_tokens_are_nowhere_in_wha
         overrides += [f"reward.endpoint.addresses=['{address}']", "reward.endpoint.backoff_s=0.1"]
         assert runs.new("stream", *overrides).wait(400) == 1, runs.log()
         assert server.broke > 1, "it was not asked again"
-        last = runs.log().strip().splitlines()[-1]
         assert "the model is gone; I know [LARPO_REWARD_TOKEN] well" in runs.log(), runs.log()
         assert (tmp_path / "log.txt").read_text().count("error: ") == 1, runs.log()
-        assert "--resume" in last, last
+        assert f"go on with: python -m scripts.align --resume {runs.run_dir}" in runs.log(), runs.log()
         server.well = True
         assert runs.start("--resume", str(runs.run_dir)).wait(400) == 0, runs.log()
     check_exactly_once(runs.run_dir, counts=(12,), epochs=1)
