@@ -38,7 +38,9 @@ from scripts.benchmarks.measuring import (
 )
 from scripts.benchmarks.memory import LogitWork, logit_comparison
 
-LOSS_TOLERANCE = 1e-3  # of both sides' losses, relative
+# Of both sides' losses, relative. In bfloat16 the log-probability of a response is rounded by some tenths of a nat, by
+# either side in its own way, and the steps that follow go apart.
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 SPEED_TARGETS = {2: ">= 1.8", 4: ">= 9", 8: ">= 20"}
 BARE_TARGETS = {4: "<= 1.05", 8: "<= 1.10"}
 MEMORY_TARGET = "<= 0.35"
@@ -120,10 +122,10 @@ def _settings(steps: Steps, sizes: tuple[int, ...]) -> dict[str, Any]:
 def _both(steps: Steps) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both sides, each in its own process; BenchmarkError when they did not minimise the same function."""
     ours, theirs = (in_own_process(side, vars(steps)) for side in (larpo_side, trl_side))
-    apart = _apart(ours, theirs)
-    if not apart <= LOSS_TOLERANCE:
+    apart, most = _apart(ours, theirs), LOSS_TOLERANCE[steps.dtype]
+    if not apart <= most:
         raise BenchmarkError(
-            f"k = {steps.candidates}: losses are {apart:.1e} apart, over {LOSS_TOLERANCE:g}: {ours['losses']} and"
+            f"k = {steps.candidates}: losses are {apart:.1e} apart, over {most:g}: {ours['losses']} and"
             f" {theirs['losses']}; the sides do not do the same work"
         )
     return ours, theirs
@@ -236,7 +238,7 @@ def _dpo_trainer(steps: Steps, pairs: int, folder: str) -> Any:
         save_strategy="no",
         disable_tqdm=True,
     )
-    arguments.model_init_kwargs = {"dtype": steps.dtype}
+    arguments.model_init_kwargs = {"dtype": "float32"}  # as larpo's optimizer has them; bf16 is by autocast
 
     class Clock(TrainerCallback):
         durations: list[float] = []  # noqa: RUF012
