@@ -130,13 +130,10 @@ def sweep_results(sweeps: Sequence[GridSweep]) -> list[SweepResult]:
         if sweep.result.is_file():
             result = SweepResult.read(sweep.result)
             check_knobs(sweep.knobs, result.knobs, sweep.result)
-            if result.fingerprints == sweep.fingerprints and result.results["sweep"] == _plain(sweep.sweep):
+            asked = sweep.sweep.model_dump(mode="json")
+            if result.fingerprints == sweep.fingerprints and result.results["sweep"] == asked:
                 found.append(result)
     return found
-
-
-def _plain(sweep: Sweep) -> dict[str, Any]:
-    return sweep.model_dump(mode="json")
 
 
 def run_sweeps(sweeps: Sequence[GridSweep], say: Callable[[str], None]) -> None:

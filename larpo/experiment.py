@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from larpo.errors import DataError
 from larpo.evaluation import HeldoutResult, prompt_rewards
@@ -34,8 +34,23 @@ TABLE_HEADER = (
 _OF_BASE = ("policy.model", "reward.kind", "reward.name", "reward.classifier.model", "prompts.source")  # its rewards
 
 
+class KeptResult:
+    """A dataclass that lies in a file of its own as JSON."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"  # type: ignore[call-overload]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """DataError when the file holds no such result."""
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{file} holds no {cls.__name__} ({error}); remove it to have it made again") from error
+
+
 @dataclass(frozen=True)
-class ArmResult:
+class ArmResult(KeptResult):
     """One run of an arm: the record that ended it, held-out rewards by evaluation, and how hard its lists were.
 
     `knobs` are those that the arm and the command line set; `made` tells commit, machine and seconds.
@@ -48,17 +63,6 @@ class ArmResult:
     hardness: Mapping[str, float]
     knobs: Mapping[str, Any]
     made: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def read(cls, file: Path) -> ArmResult:
-        """DataError when the file holds no result."""
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{file} holds no result of an arm ({error}); remove it to run the arm again") from error
 
     @property
     def is_judged(self) -> bool:

@@ -7,22 +7,19 @@ single seed, keeps intervals over prompts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from larpo.errors import DataError
-from larpo.experiment import t_interval
+from larpo.experiment import KeptResult, t_interval
 from larpo.sweep_tables import Results
 
 _COMPARED = ("differences", "win_rates", "ranking")  # with the first model
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(KeptResult):
     """One evaluation of arms that are evaluated alike, under one seed; `name` is the first arm's.
 
     `results` is what `results.json` holds (docs/evaluation.md), without what is of the machine. `fingerprints`
@@ -35,17 +32,6 @@ class SweepResult:
     results: Results
     knobs: Mapping[str, Any]
     made: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def read(cls, file: Path) -> SweepResult:
-        """DataError when the file holds no result."""
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{file} holds no result of a sweep ({error}); remove it to have it made again") from error
 
 
 def over_seeds(seeds: Sequence[SweepResult]) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def run_trainer(policy: str, dtype: str, sizes: tuple[int, ...], repetitions: in
     rows, notes = [], []
     for candidates in sizes:
         steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
+        if dtype != "float32":
+            _both(replace(steps, dtype="float32", repetitions=CHECKED))
         ours, theirs = _both(steps)
         fast, slow = rates("larpo", ours["seconds"]), rates("TRL", theirs["seconds"])
         rows.append(Comparison(f"step, k = {candidates}", "lists/s", fast, slow, SPEED_TARGETS.get(candidates, "")))
@@ -96,16 +98,15 @@ def run_memory(
     rows = []
     for candidates in sizes:
         steps = Steps(str(folder), dtype, candidates, 1, 1, *shape)  # a process has one peak
-        runs = [[in_own_process(side, vars(steps)) for side in (larpo_side, trl_side)] for _ in range(repetitions)]
+        runs = [_both(steps) for _ in range(repetitions)]
         peak, other = (
             Series(label, tuple(side["memory_gib"] for side in sides))
             for label, sides in zip(("larpo", "TRL"), zip(*runs, strict=True), strict=True)
         )
         rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
     row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
-    return Result(
-        "memory", _settings(steps, sizes) | {"repetitions": repetitions, "logit_tokens": tokens}, (*rows, row), (note,)
-    )
+    settings = _settings(steps, sizes) | {"repetitions": repetitions, "logit_tokens": tokens}
+    return Result("memory", settings, (*rows, row), (note,))
 
 
 def prepared_policy(policy: str, dtype: str) -> tuple[Path, str]:
@@ -119,13 +120,10 @@ def _settings(steps: Steps, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _both(steps: Steps) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both sides, each in its own process; BenchmarkError when they do not minimise the same function.
+    """Both sides, each in its own process; BenchmarkError where they do not minimise the same function in float32.
 
-    That is seen in float32. In bfloat16 the log-probability of a response is rounded by some tenths of a nat, by either
-    side in its own way, and the steps that follow go apart.
+    In bfloat16 each side rounds the log-probabilities in its own way, and the steps that follow go apart.
     """
-    if steps.dtype != "float32":
-        _both(replace(steps, dtype="float32", repetitions=CHECKED))
     ours, theirs = (in_own_process(side, vars(steps)) for side in (larpo_side, trl_side))
     apart = _apart(ours, theirs)
     if steps.dtype == "float32" and not apart <= LOSS_TOLERANCE:

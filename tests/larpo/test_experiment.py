@@ -114,5 +114,5 @@ def test_a_result_comes_back_as_it_was(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"arm": "a"}'])
 def test_a_damaged_result_says_what_to_do(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=r"a\.json holds no result .* remove it"):
+    with pytest.raises(DataError, match=r"a\.json holds no ArmResult .* remove it"):
         ArmResult.read(tmp_path / "a.json")

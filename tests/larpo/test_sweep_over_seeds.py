@@ -73,5 +73,5 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     file.write_text(SEEDS[0].to_json())
     assert json.loads(SweepResult.read(file).to_json()) == json.loads(SEEDS[0].to_json())
     file.write_text("{}")
-    with pytest.raises(DataError, match=r"a\.json holds no result of a sweep .* remove it"):
+    with pytest.raises(DataError, match=r"a\.json holds no SweepResult .* remove it"):
         SweepResult.read(file)
