@@ -143,16 +143,16 @@ def test_numbers_that_cannot_be_used_are_refused(words, told, capsys):
 def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path):
     """The losses of all steps are equal, and they fall: the lists come back."""
     command = f"trainer memory --policy {tiny_policy} --sizes 4 --shape 40,20 --logit-tokens 2048"
-    command += f" --dtype float32 --repetitions 2 --out {tmp_path}"  # bfloat16 takes the sides' steps apart
+    command += f" --dtype float32 --repetitions 1 --out {tmp_path}"  # bfloat16 takes the sides' steps apart
     assert main(command.split()) == 0
     speed, memory = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("trainer", "memory"))
     step, passes = speed["comparisons"]
-    assert (step["unit"], len(step["ours"]["values"]), len(step["other"]["values"])) == ("lists/s", 2, 2)
+    assert (step["unit"], len(step["ours"]["values"]), len(step["other"]["values"])) == ("lists/s", 1, 1)
     assert min(step["ours"]["values"] + step["other"]["values"] + passes["ours"]["values"]) > 0
     assert "apart, relative, in float32" in speed["notes"][0]
     assert 0.2 < memory["comparisons"][0]["ours"]["values"][0] < 20
     assert memory["comparisons"][1]["what"] == "peak of log-probabilities, 2048 response tokens, vocabulary 260"
-    assert memory["settings"]["repetitions"] == len(memory["comparisons"][0]["other"]["values"]) == 2
+    assert memory["settings"]["repetitions"] == len(memory["comparisons"][0]["other"]["values"]) == 1
     assert memory["machine"]
     assert memory["commit"]
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -64,20 +63,18 @@ def steps_of(runs: Runs, iteration: int) -> int:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("iteration", "overlap"), [(0, "stream"), (1, "none")])
-def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, iteration, overlap):
-    """Its driver is killed and its folder deleted; the home alone is enough, down to the last list."""
-    driver = runs.new(overlap, f"run.output_dir=s3://{BUCKET}/experiments")
-    while steps_of(runs, iteration) < 2:
-        assert driver.poll() is None, runs.log()
-        time.sleep(0.05)
-    runs.kill(driver)
-    before = {key: server.read(key) for key in server.keys(f"{PREFIX}/lists/")}
-    assert before
-    shutil.rmtree(runs.folder / "machine-a")
-
-    runs.move("machine-b")
-    assert runs.start("--resume", HOME).wait() == 0, runs.log()
+def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server):
+    """In each iteration its driver is killed and its folder deleted; the home alone is enough, to the last list."""
+    driver = runs.new("none", f"run.output_dir=s3://{BUCKET}/experiments")
+    for iteration, machine in enumerate(("machine-a", "machine-b")):
+        runs.until(lambda number=iteration: steps_of(runs, number) >= 2, driver)
+        runs.kill(driver)
+        before = {key: server.read(key) for key in server.keys(f"{PREFIX}/lists/")}
+        assert before
+        shutil.rmtree(runs.folder / machine)
+        runs.move(f"machine-{'bc'[iteration]}")
+        driver = runs.start("--resume", HOME)
+    assert driver.wait() == 0, runs.log()
     assert {key: server.read(key) for key in before} == before
     home = server.download(PREFIX, runs.folder / "home")
     assert records(home, "done")
@@ -91,7 +88,7 @@ def test_a_run_goes_on_where_nothing_of_it_is_left(runs, server, iteration, over
     committed = {path.parent for path in home.glob("checkpoints/position-*/manifest.json")}
     assert {path for path in home.glob("checkpoints/position-*")} == committed
     assert len(committed) <= 2
-    runs.move("machine-c")
+    runs.move("machine-d")
     assert runs.start("--resume", HOME).wait() == 0, runs.log()
     assert "this run is finished: nothing is left to do" in runs.log()
     command("scripts.lists", HOME, "--export", "ranked", str(runs.folder / "rows.jsonl"), runs=runs)

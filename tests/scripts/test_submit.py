@@ -14,6 +14,7 @@ import venv
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -109,10 +110,10 @@ class JobServer:
 
     def close(self) -> None:
         self._head.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._head.wait(30)
         for process in marked_processes(self.mark):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                process.kill()
+        self._head.wait(30)
         shutil.rmtree(self._ray, ignore_errors=True)
 
 
