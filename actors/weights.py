@@ -2,7 +2,7 @@
 
 A published version is a list of buckets. A bucket is the bytes of a safetensors file: the same bytes lie on disk (for
 resuming: `actors.published`), in the Ray object store (owned by the `WeightStore`, so that they outlive the worker that
-put them) and in the file that a sampler hands to its engine. Each carries its SHA-256. Fixed ones, which training
+put them) and in the file that a sampler hands to its engine. Each carries its checksum. Fixed ones, which training
 leaves as they are, go that way once.
 """
 
@@ -184,7 +184,7 @@ def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucke
         if found != bucket.checksum:
             raise CheckpointError(
                 f"bucket {number} of weight version {version} arrived damaged:"
-                f" its SHA-256 is {found}, published as {bucket.checksum}"
+                f" its checksum (XXH3) is {found}, published as {bucket.checksum}"
             )
         paths[number].write_bytes(memoryview(data))
 

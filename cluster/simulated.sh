@@ -10,4 +10,4 @@ export RAY_AUTH_MODE=token RAY_FAKE_CLUSTER=1 RAY_enable_autoscaler_v2=1 AUTOSCA
 export RAY_CLOUD_INSTANCE_ID="$head" RAY_OVERRIDE_NODE_ID_FOR_TESTING="$head" RAY_NODE_TYPE_NAME=ray.head.default
 # The nodes bring their own resources, the head lends none.
 exec ray start --head --block --disable-usage-stats --num-cpus 0 --num-gpus 0 \
-    --object-store-memory 200000000 --autoscaling-config "$file" "$@"
+    --object-store-memory 600000000 --autoscaling-config "$file" "$@"

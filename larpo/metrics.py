@@ -38,7 +38,7 @@ def _counters(group: str, *rows: tuple[str, str, str], labels: tuple[str, ...] =
 
 
 # Label -> what its values are. Those of `kind` are few and named here; those of `sampler` are as many as there are
-# samplers, so that what is told of each of them goes to the file and to Ray's metrics, not to wandb.
+# samplers, so that what is told of each every ten seconds goes to the file and to Ray's metrics, not to wandb.
 LABELS: Mapping[str, str] = {"sampler": "name of the sampler", "kind": "what failed: `larpo.events.FAILURE_KINDS`"}
 BY_SAMPLER = ("sampler",)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from larpo.errors import ConfigError, DataError, HubUnreachable, LarpoError
 from larpo.masking import redact
-from larpo.safety_checks import code_notes
 
 if TYPE_CHECKING:
     from actors.results import Results
@@ -118,6 +117,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
 
 def tell_code(config: Section) -> None:
     """Print whose code will be run, before it is."""
+    from larpo.safety_checks import code_notes
+
     for note in code_notes(config):
         print(f"note: {note}", flush=True)
 

@@ -11,6 +11,7 @@ from larpo.comparison import RESULT_HEADER, comparison_page, differing_knobs, re
 from larpo.errors import ConfigError, DataError
 from larpo.evaluation import columns
 from larpo.home_sessions import read_run as pulled
+from larpo.masking import redact
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = [read_run(pulled(run)) for run in options.runs]
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     knobs = differing_knobs(runs)
     print(*columns([RESULT_HEADER, *results(runs)]), sep="\n")

@@ -14,6 +14,7 @@ from larpo.errors import ConfigError, DataError
 from larpo.export import Row, preference_rows, ranked_row, write_rows
 from larpo.home_sessions import read_run
 from larpo.lists import training_list
+from larpo.masking import redact
 from larpo.objective_table import get_spec
 from larpo.recipe import load_config
 from larpo.records import read_lists
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -64,7 +64,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
 def test_it_compares_equal_losses_and_needs_torch_and_transformers_alone(tmp_path):
     code = (
         "import sys; from scripts.bench import main; code = main(sys.argv[1:]);"
-        "heavy = {'ray', 'vllm', 'deepspeed', 'trl', 'actors', 'larpo.config'} & set(sys.modules);"
+        "heavy = {'ray', 'vllm', 'deepspeed', 'trl', 'actors', 'larpo.knobs'} & set(sys.modules);"
         "sys.exit(code or (repr(heavy) if heavy else 0))"
     )
     command = [sys.executable, "-c", code, *SMALL.split(), "--out", str(tmp_path)]
