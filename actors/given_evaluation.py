@@ -69,8 +69,9 @@ class HeldoutLists:
         numbers = torch.zeros(len(self._lists), _COLUMNS, dtype=torch.float64, device=engine.device)
         mine = range(self._rank, len(self._lists), self._ranks)
         share = tuple(self._lists[number] for number in mine)
-        divergence = engine.divergence(share)
-        for number, (item, log_probs_M) in zip(mine, engine.log_probs(share, reference_name), strict=True):
+        scored = engine.log_probs(share, reference_name)
+        divergence = engine.divergence(share)  # by then ranks have agreed on calls, and dropout is off
+        for number, (item, log_probs_M) in zip(mine, scored, strict=True):
             numbers[number] = torch.tensor(self._judge(item, log_probs_M, divergence), dtype=torch.float64)
             self._lists[number] = _with_reference(self._lists[number], item.reference_M, reference_name)
         torch.distributed.all_reduce(numbers)

@@ -20,7 +20,8 @@ from typing import Any
 import larpo
 from actors.policies import evaluated_points, result_file
 from actors.preparation import CONFIG_FILE
-from actors.sharing import evaluation_knobs, lists_knobs
+from actors.sharing import what_differs
+from larpo.compute_type import settled
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, TrainingError
 from larpo.evaluation import HeldoutResult
@@ -145,7 +146,10 @@ def run_logged(command: Sequence[str], log: Path, what: str) -> None:
             code = process.wait()
         except BaseException:
             process.terminate()  # it ends well, and can be resumed
-            process.wait(timeout=120)
+            try:
+                process.wait(timeout=120)
+            finally:
+                process.kill()
             raise
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
@@ -154,10 +158,12 @@ def run_logged(command: Sequence[str], log: Path, what: str) -> None:
 
 def _source(run: ArmRun, earlier: Sequence[ArmRun]) -> ArmRun | None:
     """An earlier run with the same first lists, or else with the same base evaluation."""
-    there = [other for other in earlier if (other.folder / CONFIG_FILE).is_file()]
-    for knobs in (lists_knobs, evaluation_knobs):
-        for other in there:
-            if knobs(other.config) == knobs(run.config):
+    ours = settled(run.config)
+    there = [(other, file) for other in earlier if (file := other.folder / CONFIG_FILE).is_file()]
+    differences = [(other, what_differs(load_config(str(file)), ours)) for other, file in there]
+    for kind in (0, 1):
+        for other, of in differences:
+            if not of[kind]:
                 return other
     return None
 

@@ -6,6 +6,7 @@ they are, as LoRA does with embeddings: who has it from an earlier version of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,12 @@ MANIFEST = "manifest.json"  # of a published folder, written last
 def checksum(data: Any) -> str:
     """XXH3 of 128 bits, in hex: against damage, not against forgery. It reads faster than weights are copied."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def is_intact(data: Any, recorded: str) -> bool:
+    """Whether it still has its recorded checksum; SHA-256 in runs begun before there was another."""
+    is_older = len(recorded) == hashlib.sha256().digest_size * 2
+    return recorded == (hashlib.sha256(data).hexdigest() if is_older else checksum(data))
 
 
 def split_into_buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -90,8 +97,8 @@ def read_bucket(folder: Path, entry: Mapping[str, Any]) -> Any:
     path = folder / inside(entry["name"])
     empty = path.stat().st_size == 0  # which cannot be mapped
     data = numpy.empty(0, numpy.uint8) if empty else numpy.memmap(path, mode="r").view(numpy.ndarray)
-    if checksum(data) != entry["checksum"]:
-        raise CheckpointError(f"{folder / entry['name']} is damaged: its checksum (XXH3) is not the recorded one")
+    if not is_intact(data, entry["checksum"]):
+        raise CheckpointError(f"{folder / entry['name']} is damaged: its checksum is not the recorded one")
     return data
 
 
@@ -108,8 +115,8 @@ def read_beside(folder: Path) -> dict[str, bytes]:
     found = {}
     for name, recorded in manifest(folder).get("beside", {}).items():
         found[name] = (folder / inside(name)).read_bytes()
-        if checksum(found[name]) != recorded:
-            raise CheckpointError(f"{folder / name} is damaged: its checksum (XXH3) is not the recorded one")
+        if not is_intact(found[name], recorded):
+            raise CheckpointError(f"{folder / name} is damaged: its checksum is not the recorded one")
     return found
 
 

@@ -117,7 +117,11 @@ def _first_cause(group: BaseExceptionGroup) -> BaseException:
 
 
 def run_to_end(run: PreparedRun, conductor: Conductor) -> Results:
-    """Start or join Ray, do the run, and stop Ray again. SIGTERM ends the run as Ctrl-C does."""
+    """Start or join Ray, do the run, and stop Ray again.
+
+    SIGTERM ends the run as Ctrl-C does. Of a run that is ending it changes nothing: both may come to it, one from the
+    terminal and one from the command that started it.
+    """
     import ray
 
     dashboard = placement.start_ray(run.config, run.name)
@@ -133,5 +137,5 @@ def run_to_end(run: PreparedRun, conductor: Conductor) -> Results:
 async def _with_signals(run: PreparedRun, conductor: Conductor) -> Results:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
     return await conductor(run)

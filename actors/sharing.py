@@ -66,14 +66,21 @@ def what_fits(run: PreparedRun, source: Path) -> tuple[bool, bool]:
         raise DataError(f"--share {source}: is no run folder: it has no {CONFIG_FILE} and {INPUTS_FILE}; give another")
     if json.loads((source / INPUTS_FILE).read_text()) != run.fingerprints():
         raise DataError(f"--share {source}: was begun with another policy or other prompts; give a run with the same")
-    theirs = load_config(str(source / CONFIG_FILE))
-    of_lists = _differences(lists_knobs(theirs), lists_knobs(run.config))
-    if "async" in (theirs.overlap, run.config.overlap):
-        of_lists.append("overlap: async takes new weights within the first iteration")
-    of_evaluation = _differences(evaluation_knobs(theirs), evaluation_knobs(run.config))
+    of_lists, of_evaluation = what_differs(load_config(str(source / CONFIG_FILE)), run.config)
     if of_lists and of_evaluation:
         raise ConfigError(f"--share {source}: nothing fits this run; its settings differ: {'; '.join(of_evaluation)}")
     return not of_lists, not of_evaluation
+
+
+def what_differs(theirs: Config, ours: Config) -> tuple[list[str], list[str]]:
+    """Why the first lists of a run are not those of another, and why the evaluation of the base policy is not.
+
+    Both as they are written with a run: with a type of numbers (`larpo.compute_type.settled`).
+    """
+    of_lists = _differences(lists_knobs(theirs), lists_knobs(ours))
+    if "async" in (theirs.overlap, ours.overlap):
+        of_lists.append("overlap: async takes new weights within the first iteration")
+    return of_lists, _differences(evaluation_knobs(theirs), evaluation_knobs(ours))
 
 
 def take_over(run: PreparedRun, progress: Progress) -> None:
@@ -92,7 +99,7 @@ def _differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
 
 
 def _take_lists(run: PreparedRun, source: Path, progress: Progress) -> None:
-    """Whole parts, and the reference log-probabilities of their candidates."""
+    """Whole parts, and what the initial policy, as reference, says of their candidates: later ones are a run's own."""
     ids: set[str] = set()
     for part in list_parts(source / "lists", FIRST):
         lists = list(read_lists(part))  # its checksums hold
@@ -100,8 +107,8 @@ def _take_lists(run: PreparedRun, source: Path, progress: Progress) -> None:
         _copy(part, run.lists / part.parent.name / part.name)
         progress.log("lists", list_metrics(lists, run.config), iteration=FIRST)
     if ids:
-        known = read_references(source)
-        write_references(run.folder, {key: value for key, value in known.items() if key in ids})
+        known, initial = read_references(source).items(), run.policy.fingerprint
+        write_references(run.folder, {key: value for key, value in known if key in ids and value[1] == initial})
         progress.say(f"the lists of the first iteration come from {source.name}")
 
 

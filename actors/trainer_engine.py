@@ -65,6 +65,7 @@ class TrainerEngine(ZeroEngine):
         )
         self._reference: Reference | None = None
         self._shared_tokens = training.shared_row_tokens
+        self._newest_divergence = torch.zeros((), dtype=torch.float64, device=device)
 
     def _load_model(self, device: torch.device) -> Any:
         policy = self._config.policy
@@ -241,7 +242,9 @@ class TrainerEngine(ZeroEngine):
             if number < len(rows):
                 total += torch.stack([ratio.sum(), torch.ones_like(ratio).sum()]).to(total)
         torch.distributed.all_reduce(total)
-        return total[0] / total[1].clamp(min=1)
+        if total[1] > 0:  # else no rank has two lists: what the batch before came to
+            self._newest_divergence = total[0] / total[1]
+        return self._newest_divergence
 
     def _agree_on_passes(self, rows: list[PackedRow]) -> int:
         """Under ZeRO-3, where each call of a module is collective, every rank makes as many passes of as many calls.

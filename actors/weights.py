@@ -12,12 +12,13 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.memo import Memo
-from actors.published import MANIFEST, checksum, manifest, read_bucket
+from actors.published import MANIFEST, checksum, is_intact, manifest, read_bucket
 from actors.titles import show_title
 from actors.vitals import Vitals, vitals
 from larpo.errors import CheckpointError
@@ -180,11 +181,9 @@ def write_bucket_files(folder: Path, version: int, buckets: Iterable[tuple[Bucke
 
     def write(number: int) -> None:
         bucket, data = pulled[number]
-        found = checksum(data)
-        if found != bucket.checksum:
+        if not is_intact(data, bucket.checksum):
             raise CheckpointError(
-                f"bucket {number} of weight version {version} arrived damaged:"
-                f" its checksum (XXH3) is {found}, published as {bucket.checksum}"
+                f"bucket {number} of weight version {version} arrived damaged: its checksum is not {bucket.checksum}"
             )
         paths[number].write_bytes(memoryview(data))
 
@@ -208,4 +207,5 @@ def remove_orphans(folder: Path) -> None:
     for path in folder.glob("larpo-*-v*.safetensors"):
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                path.unlink(missing_ok=True)

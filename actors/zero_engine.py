@@ -26,6 +26,7 @@ from larpo.errors import CheckpointError
 from larpo.lora import drop_frozen_from_state, has_lora
 
 Number = TypeVar("Number", int, float)
+_WRITERS = ("PytorchStreamWriter", "inline_container")  # in what torch says of a file that it could not write
 
 
 class ZeroEngine:
@@ -125,7 +126,9 @@ class ZeroEngine:
             (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it where rank 0 is
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(unwritten(folder, error)) from error
+            if isinstance(error, OSError) or any(name in str(error) for name in _WRITERS):
+                raise CheckpointError(unwritten(folder, error)) from error
+            raise  # of a collective, whose other ranks may be gone: that a new start can mend
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote, by however many ranks; every rank calls it."""
