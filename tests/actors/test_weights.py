@@ -1,6 +1,7 @@
 """Weights on their way, without Ray where none is needed: buckets, checksums, versions, whole folders."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -114,6 +115,19 @@ def test_a_damaged_bucket_on_disk_is_refused_by_name(tmp_path, index):
     data[index] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"bucket-00001\.safetensors is damaged"):
+        list(read_buckets(folder))
+
+
+def test_a_folder_whose_checksums_are_of_an_earlier_kind_is_read_and_still_checked(tmp_path):
+    folder = publish(tmp_path / "policy-0001", 1)
+    told = json.loads((folder / "manifest.json").read_text())
+    for entry in told["files"]:
+        entry["checksum"] = hashlib.sha256((folder / entry["name"]).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(told))
+    assert list(dict(published_tensors(folder))) == list(TENSORS)
+    with open(folder / told["files"][0]["name"], "ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match="is damaged"):
         list(read_buckets(folder))
 
 
