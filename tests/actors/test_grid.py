@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.grid import make_grid, run_grid
+from actors.grid import _source, make_grid, run_grid
 from actors.grid_sweeps import grid_sweeps, run_sweeps, sweep_results
 from actors.sharing import evaluation_knobs, lists_knobs
 from larpo.errors import ConfigError, DataError
@@ -70,6 +70,18 @@ def test_a_run_folder_of_other_knobs_is_not_resumed_for_this_one(tmp_path):
     with pytest.raises(DataError, match=rf"{folder} is of other knobs: sampling\.k: 8 -> 4\. Remove it"):
         run_grid(new, print)
     assert not list(tmp_path.glob("results-4/*"))
+
+
+@pytest.mark.parametrize(("dtype", "shares"), [("float32", True), ("bfloat16", False)])
+def test_an_arm_shares_what_was_sampled_in_its_own_type(tmp_path, dtype, shares):
+    """As it was written with the run: `auto` may have been another on another machine."""
+    first, second, *_ = make_grid(
+        "small-objectives", [f"run.output_dir={tmp_path}", "policy.dtype=float32"], [0], None
+    ).runs
+    first.folder.mkdir(parents=True)
+    written = load_config("small-objectives:pairwise", [f"policy.dtype={dtype}"])
+    (first.folder / "config.yaml").write_text(config_to_yaml(written))
+    assert _source(second, [first]) == (first if shares else None)
 
 
 @pytest.mark.parametrize(
