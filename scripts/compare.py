@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from larpo.comparison import RESULT_HEADER, comparison_page, differing_knobs, read_run, results
-from larpo.errors import ConfigError, DataError
 from larpo.evaluation import columns
 from larpo.home_sessions import read_run as pulled
-from larpo.masking import redact
+from scripts.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,11 +22,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        runs = [read_run(pulled(run)) for run in options.runs]
-    except (ConfigError, DataError) as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    runs = [read_run(pulled(run)) for run in options.runs]
     knobs = differing_knobs(runs)
     print(*columns([RESULT_HEADER, *results(runs)]), sep="\n")
     print("\nsettings that differ" if knobs else "\nthe runs have the same settings")

@@ -14,11 +14,11 @@ from larpo.errors import ConfigError, DataError
 from larpo.export import Row, preference_rows, ranked_row, write_rows
 from larpo.home_sessions import read_run
 from larpo.lists import training_list
-from larpo.masking import redact
 from larpo.objective_table import get_spec
 from larpo.recipe import load_config
 from larpo.records import read_lists
 from larpo.types import CandidateList
+from scripts.command import exit_code
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,11 +57,7 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except (ConfigError, DataError) as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,10 +1,11 @@
-"""What a checkpoint that could not be written is taken for: real full disks are in test_trainer.py."""
+"""What an engine does on the edge, without DeepSpeed: real full disks and steps are in test_trainer.py."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch.distributed
 
+from actors.trainer_engine import TrainerEngine
 from actors.zero_engine import ZeroEngine
 from larpo.errors import CheckpointError
 
@@ -31,3 +32,18 @@ def test_a_rank_that_is_gone_is_no_full_disk(tmp_path, monkeypatch, error, raise
     with pytest.raises(raised) as caught:
         engine.save(tmp_path)
     assert isinstance(caught.value, CheckpointError) is (raised is CheckpointError)
+
+
+def test_where_no_rank_has_two_lists_the_divergence_of_the_batch_before_counts(monkeypatch, make_list):
+    """As in a short last batch: 0 would be a step of KTO without it."""
+    engine = TrainerEngine.__new__(TrainerEngine)
+    engine.device, engine._newest_divergence = torch.device("cpu"), torch.tensor(0.5, dtype=torch.float64)
+    ratios = iter([0.3, 0.1])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: None)
+    monkeypatch.setattr(TrainerEngine, "maximum", lambda self, values: values)
+    monkeypatch.setattr(TrainerEngine, "_reference_log_probs", lambda self, rows: torch.zeros(1))
+    monkeypatch.setattr(TrainerEngine, "_score", None)
+    monkeypatch.setattr("actors.trainer_engine.list_log_probs", lambda score, rows: torch.tensor([next(ratios)]))
+    assert engine._divergence([make_list(0)]).item() == 0.5
+    assert engine._divergence([make_list(0), make_list(1)]).item() == pytest.approx(0.2)
+    assert engine._divergence([make_list(2)]).item() == pytest.approx(0.2)
