@@ -6,11 +6,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from actors.cast import Cast
-from actors.following import follow
 from actors.preparation import PreparedRun
 from actors.progress import SAMPLING, Progress
 from actors.sampler import SampleTask
@@ -35,6 +34,22 @@ class Annotation:
         self._sampled: asyncio.Queue[CandidateList | None] = asyncio.Queue(self._config.stream.lists_per_part)
         self._memory: asyncio.Task[Mapping[str, CandidateList]] | None = None
         self._recent: deque[CandidateList] = deque(maxlen=self._config.stream.lists_per_part)  # to borrow losers from
+        self._prompts_total = self.prompts_sampled = self.prompts_ranked = 0
+        self._is_shown = False
+
+    def show(self) -> None:
+        """From now on this is what the run is doing."""
+        self._is_shown = True
+        if self._prompts_total:
+            self._progress.begin(SAMPLING, self._iteration, self._prompts_total, self.prompts_ranked)
+            self._progress.sampled = self.prompts_sampled
+
+    def _count(self, sampled: int, ranked: int) -> None:
+        self.prompts_sampled += sampled
+        self.prompts_ranked += ranked
+        if self._is_shown:
+            self._progress.sampled += sampled
+            self._progress.ranked += ranked
 
     async def annotate(self) -> None:
         """Until every list of the iteration has been offered."""
@@ -43,14 +58,16 @@ class Annotation:
         todo = [prompt for prompt in drawn if prompt.id not in recorded]
         if recorded and self._config.lists.negatives != "sampled":
             self._recent.extend(await asyncio.to_thread(self._recorded))
-        self._progress.begin(SAMPLING, self._iteration, len(drawn), len(drawn) - len(todo))
-        async with follow(self._cast) if self._in_flight else nullcontext():
-            async with asyncio.TaskGroup() as group:
-                self._memory = group.create_task(self._remember())  # while the first prompts are sampled
-                group.create_task(self._sample_all(todo))
-                group.create_task(self._rank_all())
-            await self._replay({prompt.id for prompt in drawn} | recorded)
-            await self._cast.call(self._cast.stream.close_iteration, self._iteration)
+        self._prompts_total = len(drawn)
+        self.prompts_sampled = self.prompts_ranked = len(drawn) - len(todo)
+        if self._is_shown:
+            self.show()
+        async with asyncio.TaskGroup() as group:
+            self._memory = group.create_task(self._remember())  # while the first prompts are sampled
+            group.create_task(self._sample_all(todo))
+            group.create_task(self._rank_all())
+        await self._replay({prompt.id for prompt in drawn} | recorded)
+        await self._cast.call(self._cast.stream.close_iteration, self._iteration)
 
     def _recorded(self) -> list[CandidateList]:
         """The iteration's lists that are on disk from before a restart."""
@@ -89,7 +106,7 @@ class Annotation:
         """The prompt keeps its slot until its list is taken for ranking: a full stream holds the sampling back."""
         try:
             candidates = await self._cast.samplers.sample(sample_task(self._run, self._iteration, prompt))
-            self._progress.sampled += 1
+            self._count(1, 0)
             await self._sampled.put(
                 CandidateList(
                     id=list_id(self._iteration, prompt.id),
@@ -151,7 +168,7 @@ class Annotation:
         hits = {"reward/cache_hits": float(self._cast.rewards.take_hits())}
         self._progress.log("lists", {**list_metrics(lists, self._config), **metrics, **hits}, iteration=self._iteration)
         await self._cast.call(self._cast.stream.offer, list(lists), limit_s=math.inf)  # the stream has its own
-        self._progress.ranked += int(metrics.get("prompts/ranked", 0))
+        self._count(0, int(metrics.get("prompts/ranked", 0)))
 
     async def _ranked(self, lists: Sequence[CandidateList]) -> list[CandidateList]:
         """Best first, after what has no reward, or not this reward model's, has been scored."""
@@ -179,6 +196,48 @@ class Annotation:
         size = self._config.stream.lists_per_part
         for start in range(0, len(absent), size):
             await self._offer(await self._ranked(absent[start : start + size]), {})
+
+
+class Annotations:
+    """The annotations of a run, one iteration after another; the next may begin while the trainer is in the one before.
+
+    It has all lists of earlier iterations then, as it has when it begins in its turn.
+    """
+
+    def __init__(self, cast: Cast, progress: Progress, group: asyncio.TaskGroup) -> None:
+        self._cast, self._progress, self._group = cast, progress, group
+        self._begun: dict[int, tuple[Annotation, asyncio.Task[None]]] = {}
+
+    def begin(self, iteration: int) -> None:
+        annotation = Annotation(self._cast, self._progress, iteration)
+        self._begun[iteration] = annotation, self._group.create_task(annotation.annotate())
+
+    def has_begun(self, iteration: int) -> bool:
+        return iteration in self._begun
+
+    async def end(self, iteration: int) -> None:
+        """Until every list of the iteration has been offered."""
+        if not self.has_begun(iteration):
+            self.begin(iteration)
+        annotation, task = self._begun.pop(iteration)
+        annotation.show()
+        await task
+
+    def cancel(self) -> None:
+        """The run ends before the turn of what has begun."""
+        for _, task in self._begun.values():
+            task.cancel()
+
+
+@asynccontextmanager
+async def annotating(cast: Cast, progress: Progress) -> AsyncIterator[Annotations]:
+    """An error of one that has begun early ends what is done within."""
+    async with asyncio.TaskGroup() as group:
+        found = Annotations(cast, progress, group)
+        try:
+            yield found
+        finally:
+            found.cancel()
 
 
 def sample_task(run: PreparedRun, iteration: int, prompt: Prompt) -> SampleTask:

@@ -179,6 +179,13 @@ class Cast(TrainingCast):
         await self.call(self.store.lend_folder, version, self.run.home.name(folder))
         await self.samplers.update(version)
 
+    async def hand_over(self, iteration: int) -> None:
+        """The samplers take the policy that an iteration begins with, whatever the trainer has published since."""
+        if iteration > 0:
+            folder = policy_folder(self.run.folder, iteration)
+            await self.lend(published_version(folder), folder)
+        await self.call(self.stream.samplers_took, iteration, 0)
+
     async def stop(self, reason: str, *, gently: bool = False) -> None:
         """The same, and engines are shut down."""
         await asyncio.gather(super().stop(reason, gently=gently), self.samplers.stop(), self.rewards.stop())

@@ -9,8 +9,9 @@ Held-out prompts are evaluated under each iteration's behaviour policy after its
 only wait for the trainer; so are the snapshots that the trainer writes within the iteration. What is sampled for
 training always comes from the behaviour policy: `update_samplers` stands before each annotation.
 
-With `overlap: async` the trainer publishes within the iteration too, and the annotation hands what is newest to the
-samplers while they sample; so the behaviour policy that an iteration begins with is evaluated before.
+With `overlap: async` the trainer publishes within the iteration too, and samplers `follow` it while they sample; so the
+behaviour policy that an iteration begins with is evaluated before. When the last list of an iteration is there, prompts
+of the next are asked for, as far as the bound on staleness lets them, while the trainer comes to its end.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from __future__ import annotations
 import asyncio
 
 from actors import heldout
-from actors.annotation import Annotation
+from actors.annotation import Annotations, annotating
 from actors.cast import Cast
 from actors.checkpoints import newest_at
+from actors.following import follow
 from actors.policies import drop_publications, roll_back
 from actors.preparation import PreparedRun
 from actors.progress import STARTING, TRAINING, Progress
@@ -34,28 +36,43 @@ from larpo.evaluation import chosen_text, is_chosen
 
 async def iterate(cast: Cast, progress: Progress, first: int) -> None:
     """Algorithm 1 from iteration `first` on, to its end or until the held-out prompts say that it is enough."""
-    run, training = cast.run, cast.run.config.training
+    run, iterations = cast.run, cast.run.config.training.iterations
     if first > 0:
         await heldout.evaluate_missing(cast, progress, first)
         await cast.update_samplers()
-    for iteration in range(first, training.iterations):
-        if run.config.overlap == "async":
-            await heldout.evaluate_beginning(cast, progress, iteration)
-            await cast.update_samplers()
-        await Annotation(cast, progress, iteration).annotate()
-        if iteration == 0 or run.config.evaluation.each_iteration:
-            await heldout.evaluate(cast, progress, Point(iteration))
-        await _trained(cast, progress, iteration)
-        if heldout.why_stopped(run) is not None:
-            await cast.end_training()
-            break
-        await cast.update_samplers()
-        heldout.drop_evaluated(run, iteration + 1)
-        progress.end_iteration(iteration)
-        await cast.keep_rewards()
-    else:
-        await heldout.evaluate(cast, progress, Point(training.iterations))
+    async with annotating(cast, progress) as annotations:
+        for iteration in range(first, iterations):
+            await _iteration(cast, progress, annotations, iteration)
+            if heldout.why_stopped(run) is not None:
+                await cast.end_training()
+                break
+            if not annotations.has_begun(iteration + 1):
+                await cast.update_samplers()
+            heldout.drop_evaluated(run, iteration + 1)
+            progress.end_iteration(iteration)
+            await cast.keep_rewards()
+        else:
+            await heldout.evaluate(cast, progress, Point(iterations))
     drop_publications(run.home)  # of earlier iterations the trainer has dropped them
+
+
+async def _iteration(cast: Cast, progress: Progress, annotations: Annotations, iteration: int) -> None:
+    """Until it is trained, or the run is to end."""
+    config, in_flight = cast.run.config, cast.run.config.overlap == "async"
+    if in_flight:
+        await cast.hand_over(iteration)
+        await heldout.evaluate_beginning(cast, progress, iteration)
+        if heldout.why_stopped(cast.run) is not None:
+            return
+    async with follow(cast, iteration) as following:
+        await annotations.end(iteration)
+        if not in_flight and (iteration == 0 or config.evaluation.each_iteration):
+            await heldout.evaluate(cast, progress, Point(iteration))
+        if config.evaluation.every_steps is not None:  # samplers are lent snapshots until the next iteration
+            await following.end()
+        elif in_flight and iteration + 1 < config.training.iterations:
+            annotations.begin(iteration + 1)
+        await _trained(cast, progress, iteration)
 
 
 async def _trained(cast: Cast, progress: Progress, iteration: int) -> None:

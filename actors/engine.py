@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Engine:
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
+        self._is_new = True
+        self.first_token_at: float | None = None  # unix seconds
 
     @staticmethod
     async def start(model: Path, options: EngineOptions) -> Engine:
@@ -112,11 +115,15 @@ class Engine:
             stop_token_ids=list(stop_token_ids),
             ignore_eos=ignore_eos,
             logprobs=0,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE if self._is_new else RequestOutputKind.FINAL_ONLY,
         )
+        self._is_new = False  # only the first request tells of every token
         prompt = {"prompt_token_ids": list(prompt_token_ids)}
-        results = [result async for result in self._llm.generate(prompt, params, request_id)]
-        outputs = results[-1].outputs if results else []
+        newest: dict[int, Any] = {}
+        async for result in self._llm.generate(prompt, params, request_id):
+            self.first_token_at = self.first_token_at or time.time()
+            newest |= {output.index: output for output in result.outputs}
+        outputs = [newest[index] for index in sorted(newest)]
         if len(outputs) != n or any(output.finish_reason not in ("stop", "length") for output in outputs):
             reasons = [output.finish_reason for output in outputs]
             raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")

@@ -38,7 +38,8 @@ class ListQueue:
         self._behind: dict[str, float] = {}  # prompt id -> share of its pass behind its list, dropped lists too
         self._bound = staleness(config)
         self.asked: dict[str, int] = {}  # with a bound: prompts that samplers have -> publication they were asked at
-        self.samplers_at = 0  # publication whose weights every sampler has
+        self.samplers_at = (0, 0)  # iteration and publication whose weights every sampler has
+        self._early: Counter[int] = Counter()  # lists of the iteration after the trainer's: publication -> how many
         self.restored = False
         self.references = read_references(lists_folder.parent)
 
@@ -48,12 +49,13 @@ class ListQueue:
     # The conductor's side.
 
     def open(self, iteration: int) -> tuple[str, ...]:
-        """Begin an iteration; returns the prompt ids whose lists are on disk already."""
-        self._opened = iteration
-        self.asked, self.samplers_at = {}, 0
+        """Begin an iteration, the trainer's or the next; returns the prompt ids whose lists are on disk already."""
+        self._opened, self.asked, self._early = iteration, {}, Counter()
         recorded = self._recorded(iteration)
         if iteration == self._iteration:
             self._enqueue(recorded)
+        elif self._is_early:
+            self._early = _publications(self.trainable(recorded))
         return tuple(record.prompt.id for record in recorded)
 
     def close(self, iteration: int) -> None:
@@ -65,16 +67,23 @@ class ListQueue:
         self._ended = True
 
     def append(self, lists: Sequence[CandidateList]) -> None:
-        """Queue trainable lists of an iteration's first epoch, unless the trainer has gone on from there."""
+        """Queue trainable lists of an iteration's first epoch, unless the trainer has gone on from there.
+
+        Those of the iteration after the trainer's are read from disk when it begins.
+        """
         if lists and (self._iteration, self._epoch) == (lists[0].iteration, 0):
             self._append(lists)
+        elif lists and self._is_early:
+            self._early += _publications(lists)
 
     def place(self, lists: Sequence[CandidateList]) -> None:
         """Where each list stands in the first pass of its iteration, in the order in which they are on disk."""
         for item in lists:
-            self.asked.pop(item.prompt.id, None)
-            place = len(self._behind) + 1
-            self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
+            if item.iteration == self._opened:
+                self.asked.pop(item.prompt.id, None)
+            if item.iteration == self._iteration:
+                place = len(self._behind) + 1
+                self._behind.setdefault(item.prompt.id, min(1.0, place / self._config.training.prompts_per_iteration))
 
     def trainable(self, lists: Iterable[CandidateList]) -> list[CandidateList]:
         """What is trained on of each list; those without a signal are dropped."""
@@ -83,22 +92,50 @@ class ListQueue:
         return [selected for selected, _ in found if selected is not None]
 
     def may_ask(self) -> bool:
-        """With a bound: whether one more prompt can be asked for, and its list be trained in time."""
-        if not self.restored or (self._iteration, self._epoch) != (self._opened, 0):
+        """With a bound: whether one more prompt can be asked for, and its list be trained in time.
+
+        Where no list of the trainer's iteration is to come any more, prompts of the next are asked for: their lists
+        are trained from its first step on.
+        """
+        if not self.restored or self._epoch > 0 or not (self._opened == self._iteration or self._is_early):
             return False
         assert self._bound is not None
-        waiting = _publications(self._queue) + Counter(self.asked.values())
+        waiting = Counter(self._early) if self._is_early else _publications(self._queue)
+        waiting += Counter(self.asked.values())
         waiting[self._publication()] += 1
         most = max(self._config.stream.capacity, self._config.training.lists_per_step)
-        return waiting.total() <= most and self._bound.fits(self._step(), waiting)
+        return waiting.total() <= most and self._bound.fits(0 if self._is_early else self._step(), waiting)
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether the conductor is in the iteration after the trainer's, of which all lists are there."""
+        return self._opened == self._iteration + 1 and self._closed >= self._iteration
 
     def ask(self, prompt_id: str) -> int:
-        """A prompt goes to the samplers; returns the publication it counts as."""
+        """A prompt goes to the samplers; returns the publication it counts as, within the iteration that is open.
+
+        It is negative for one that is asked for before its iteration: -1 is the last publication before it.
+        """
         return self.asked.setdefault(prompt_id, self._publication())
 
+    def took(self, iteration: int, publication: int) -> None:
+        """Every sampler has the weights of that publication, which count as no newer than the trainer's own.
+
+        The trainer may have gone back behind them.
+        """
+        newest = (self._iteration, self._published_before(0))
+        self.samplers_at = min((iteration, publication), newest) if self.restored else (iteration, publication)
+
     def _publication(self) -> int:
-        """That of the samplers, but none that the trainer has gone back behind."""
-        return min(self.samplers_at, self._published_before(0))
+        """That of the samplers, counted within the iteration that is open."""
+        iteration, publication = self.samplers_at
+        return publication - sum(self._publications_of(before) for before in range(iteration, self._opened))
+
+    def _publications_of(self, iteration: int) -> int:
+        """How often weights are published from an iteration's beginning on until the next begins with its end's."""
+        assert self._bound is not None
+        lists = len(self._journal.used(iteration, 0)) + (len(self._queue) if iteration == self._iteration else 0)
+        return 1 + self._bound.publication(max(0, self._bound.steps(lists) - 1))
 
     def _step(self) -> int:
         """Number of the next step within the iteration; its epochs but the first have no bound."""
@@ -113,12 +150,15 @@ class ListQueue:
         self._iteration, self._epoch = journal.iteration, journal.epoch
         self._taken = set(journal.used(journal.iteration, 0))
         self._queue.clear()
-        self._behind = {}
+        self._behind, self._early = {}, Counter()
         self.restored = True
+        self.took(*self.samplers_at)
         if self._epoch > 0:
             self._start_epoch(self._epoch)
         elif self._opened >= self._iteration:
             self._enqueue(self._recorded(self._iteration))
+        if self._is_early:
+            self._early = _publications(self.trainable(self._recorded(self._opened)))
 
     def is_ready(self) -> bool:
         """Whether the next work can be formed."""
@@ -164,10 +204,15 @@ class ListQueue:
             prompt_ids=tuple(item.prompt.id for item in lists),
             planned_share=self._planned_share(lists),
             publication=self._published_before(0),
-            publishes=self._published_before(1) > self._published_before(0) and self._closed < self._iteration,
+            publishes=self._published_before(1) > self._published_before(0) and self._is_sampled_with,
         )
         self._journal = self._journal.after(work)
         return work, lists
+
+    @property
+    def _is_sampled_with(self) -> bool:
+        """Whether prompts are asked for before the iteration's end, which publishes anyway."""
+        return self._closed < self._iteration or (self._opened > self._iteration and bool(self._queue))
 
     def _published_before(self, steps: int) -> int:
         """Publications of the iteration before the step that comes after so many more; 0 without a bound."""
@@ -178,7 +223,7 @@ class ListQueue:
         self._journal = self._journal.after(work)
         self._iteration, self._epoch = self._journal.iteration, 0
         self._taken = set()
-        self._behind = {}
+        self._behind, self._early = {}, Counter()
         if self._opened >= self._iteration:
             self._enqueue(self._recorded(self._iteration))
         return work

@@ -48,6 +48,7 @@ class SamplerStats:
     pause_seconds: float  # of the newest weight update: generation held
     spans: tuple[tuple[str, float, float], ...]
     memory_bytes: int = 0  # that its processes hold
+    first_token_seconds: float = 0.0  # from its first prompt to the engine's first token
 
 
 class Sampler:
@@ -62,6 +63,7 @@ class Sampler:
         self._fixed: tuple[str, ...] = ()  # checksums of the fixed buckets that the engine has
         self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
         self._busy_since = self._busy_seconds = self._asleep_since = 0.0
+        self._first_prompt_at = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
@@ -100,6 +102,7 @@ class Sampler:
         """All responses to one prompt, in the order of `task.counts`."""
         await self._takes_prompts.wait()
         self._attempts += 1
+        self._first_prompt_at = self._first_prompt_at or time.time()
         attempt = self._attempts
         with self._busy():
             groups = await asyncio.gather(
@@ -186,6 +189,7 @@ class Sampler:
             pause_seconds=self._pause_seconds,
             spans=spans,
             memory_bytes=vitals().memory_bytes,
+            first_token_seconds=(self._engine.first_token_at or self._first_prompt_at) - self._first_prompt_at,
         )
 
     async def pid(self) -> int:

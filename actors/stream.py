@@ -109,7 +109,7 @@ class ListStream:
             self._recorded = set(self._queue.open(self._opened))
             asked = known["asked"].items()
             self._queue.asked = {prompt: at for prompt, at in asked if prompt not in self._recorded}
-            self._queue.samplers_at = known["samplers_at"]
+            self._queue.samplers_at = tuple(known["samplers_at"])
             self._published = known["published"] and tuple(known["published"])
         self._queue.close(self._closed)
         if self._ended:
@@ -128,22 +128,22 @@ class ListStream:
                 self._remember()
         return publication
 
-    async def wait_published(self, version: int, timeout_s: float) -> tuple[int, int] | None:
-        """The newest weights published within the open iteration, version and publication, when not `version`."""
+    async def wait_published(self, iteration: int, version: int, timeout_s: float) -> tuple[int, int] | None:
+        """The newest weights published within an iteration, version and publication, when not `version`."""
 
         def newest() -> tuple[int, int] | None:
             if self._published is None:
                 return None
-            iteration, newer, publication = self._published
-            return (newer, publication) if iteration == self._opened and newer != version else None
+            within, newer, publication = self._published
+            return (newer, publication) if within == iteration and newer != version else None
 
         await self._patience.wait_for(lambda: newest() is not None, timeout_s)
         return newest()
 
-    async def samplers_took(self, publication: int) -> None:
-        """Every sampler has the weights of that publication, or newer ones."""
+    async def samplers_took(self, iteration: int, publication: int) -> None:
+        """Every sampler has the weights of that publication, or newer ones; an iteration begins with its 0th."""
         async with self._changed:
-            self._queue.samplers_at = publication
+            self._queue.took(iteration, publication)
             self._remember()
             self._patience.progress()
 
@@ -307,7 +307,10 @@ class ListStream:
         self._alarms.extend(alarms)
 
     async def published(self, iteration: int, version: int, publication: int) -> None:
-        """The trainer has published weights within an iteration, which a conductor that resumes may open later."""
+        """The trainer has published weights within an iteration, or those that it begins with as its 0th.
+
+        A conductor that resumes may open the iteration later.
+        """
         async with self._changed:
             self._published = (iteration, version, publication)
             self._remember()
@@ -315,7 +318,7 @@ class ListStream:
 
     async def has_published(self, iteration: int) -> bool:
         """Whether samplers may have weights that were published within this iteration."""
-        return self._published is not None and self._published[0] == iteration
+        return self._published is not None and self._published[0] == iteration and self._published[2] > 0
 
     async def group_failed(self, failures: Sequence[Failure]) -> None:
         """Ranks that ended before their time; Ray Train starts the group again, or gives up."""

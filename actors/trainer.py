@@ -229,6 +229,8 @@ class Rank:
         self._span("publish", started)
         self._checkpoint(work.position + 1)
         self._publisher.hand_over(folder)
+        if self._rank == 0 and staleness(self._config) is not None:
+            self._call(self._spec.stream.published, work.iteration + 1, self._publisher.version, 0)
         self._judge()
         self._send({})
         if self._spec.turns is not None:  # the samplers are told when the GPU is theirs

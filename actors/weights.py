@@ -42,7 +42,8 @@ class Bucket:
 class WeightStore:
     """The actor that owns published weights: the newest, and the one before, which samplers may still be held at.
 
-    Beside them it lends one policy at a time to samplers that evaluate it: no behaviour policy, and never the newest.
+    Beside them it lends one policy at a time, which need not be the newest: to samplers that evaluate it, or that begin
+    an iteration with it.
 
     Ray starts it again when its process dies, and repeats the calls that were lost with it. What it held went with it:
     the memo tells from which folders the new process takes the same versions.
@@ -89,7 +90,8 @@ class WeightStore:
     def _remember(self) -> None:
         if self._memo is not None:
             folders = {v: f for v, f in self._folders.items() if v in self._versions or v in self._lent}
-            self._memo.write({"folders": folders, "lent": sorted(self._lent), "highest": self._highest})
+            lent = sorted(self._lent.keys() - self._versions.keys())
+            self._memo.write({"folders": folders, "lent": lent, "highest": self._highest})
 
     def put_bucket(self, data: Any, known: str | None = None, fixed: bool = False) -> Bucket:
         """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it.
@@ -127,8 +129,8 @@ class WeightStore:
         self._remember()
 
     def lend_folder(self, version: int, folder: str) -> None:
-        """Hold the policy of a folder for evaluation, in the place of the one lent before."""
-        self._lent = {version: self._put_folder(folder)}
+        """Hold the policy of a folder for those that ask for it, in the place of the one lent before."""
+        self._lent = {version: self._versions.get(version) or self._put_folder(folder)}
         self._highest = max(self._highest, version)
         self._folders[version] = folder
         self._remember()

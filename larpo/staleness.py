@@ -11,6 +11,9 @@ what comes first, and the bound holds on the whole. Here it holds for every list
 
 Both are one condition, that of earliest deadlines first: at every deadline there is room, in the steps until then, for
 the lists that have it. It is kept by all that may happen, so that no list ever waits for a step that cannot come.
+
+The end of an iteration is one publication more, with which the next begins: prompts of the next that are asked for
+while the trainer is not there yet have negative publications.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class Candidate:
 class CandidateList:
     """A prompt's candidates in one iteration, best first; `prompt_token_ids` are what the sampler was given.
 
-    `publication`: how often new weights had been published within the iteration when the prompt was asked for.
+    `publication`: how often new weights had been published within the iteration when the prompt was asked for; negative
+    for one that was asked for before (`larpo.staleness`).
     """
 
     id: str

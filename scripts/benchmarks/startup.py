@@ -1,8 +1,8 @@
-"""`startup`: from the command `python -m scripts.align RECIPE` to the first list and to the first optimizer step.
+"""`startup`: from the command `python -m scripts.align RECIPE` to the first sampled token, the first list and the first
+optimizer step.
 
 Each repetition is a whole start in a process of its own, which is stopped when it has made its first step. The times
-are those of the run's own records. That prompts are being sampled is recorded when a sampler gets its first; its first
-token comes with the engine's first pass over them.
+are those of the run's own records.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ SMALLER = (
     "telemetry.wandb=false",
     "telemetry.console=plain",
 )
-FIRST_PROMPT, FIRST_LIST, FIRST_STEP = "first prompt sampled", "first list", "first optimizer step"
-PHASES = ("imports, checks and Ray", "engine", "trainer", FIRST_PROMPT, FIRST_LIST, FIRST_STEP)
+FIRST_TOKEN, FIRST_LIST, FIRST_STEP = "first token", "first list", "first optimizer step"
+PHASES = ("imports, checks and Ray", "engine", "trainer", FIRST_TOKEN, FIRST_LIST, FIRST_STEP)
 
 
 def run_startup(recipe: str, policy: str, repetitions: int) -> Result:
     """Seconds to the first of each, and in the notes where they go."""
     arguments = [recipe, f"policy.model={policy}", *SMALLER]
     starts = [one_start(arguments) for _ in range(repetitions + 1)][1:]  # the first one fills the caches
-    first = Series("to " + FIRST_PROMPT, tuple(start[FIRST_PROMPT] for start in starts))
+    first = Series("to " + FIRST_TOKEN, tuple(start[FIRST_TOKEN] for start in starts))
     rows = [
         Comparison(name, "s since the command", Series("larpo", tuple(start[name] for start in starts)), first)
-        for name in (FIRST_PROMPT, FIRST_LIST, FIRST_STEP)
+        for name in (FIRST_TOKEN, FIRST_LIST, FIRST_STEP)
     ]
     settings = {"recipe": Path(recipe).stem, "policy": Path(policy).name, "overrides": list(SMALLER)}
     return Result("startup", settings, tuple(rows), tuple(_told(starts)))
@@ -103,23 +103,26 @@ def moments(records: Iterable[Mapping[str, Any]], started: float) -> dict[str, f
     """Seconds since `started` at which each of PHASES was over; empty while one of them is not.
 
     Spans that follow each other are told as one, when the iteration is over: the end of the first step is where the
-    first of them begins and the seconds that the step's own record gives.
+    first of them begins and the seconds that the step's own record gives; so it is with the first token, of which the
+    sampler's record tells.
     """
     records = list(records)
     steps = [record["train/step_seconds"] for record in records if record["event"] == "step"]
+    tokens = [record["sampler/first_token_seconds"] for record in records if record["event"] == "sampler"]
+    tokens = [seconds for seconds in tokens if seconds > 0]
     ends: dict[str, list[float]] = {name: [] for name in PHASES}
     for record in records:
         name, when = _phase(record)
         if name is not None:
             ends[name].append(when - started)
-    if not (steps and all(ends.values())):
+    if not (steps and tokens and all(ends.values())):
         return {}
     found = {name: min(times) for name, times in ends.items()}
-    return found | {FIRST_STEP: found[FIRST_STEP] + steps[0]}
+    return found | {FIRST_TOKEN: found[FIRST_TOKEN] + tokens[0], FIRST_STEP: found[FIRST_STEP] + steps[0]}
 
 
 def _phase(record: Mapping[str, Any]) -> tuple[str | None, float]:
-    """Which phase a record tells the end of, and when that was; of the first step, when it began."""
+    """Which phase a record tells the end of, and when that was; of the first token and step, when they began."""
     match record["event"], record.get("kind"), str(record.get("actor", "")).partition("-")[0]:
         case "prompts", _, _:  # the run's first word after Ray was there
             return PHASES[0], record["time"]
@@ -128,7 +131,7 @@ def _phase(record: Mapping[str, Any]) -> tuple[str | None, float]:
         case "span", "start", "trainer":
             return "trainer", record["end"]
         case "span", "sample", _:
-            return FIRST_PROMPT, record["start"]
+            return FIRST_TOKEN, record["start"]
         case "lists", _, _:
             return FIRST_LIST, record["time"]
         case "span", "train", _:

@@ -96,7 +96,7 @@ def test_sampling_follows_a_pool_that_grows_and_shrinks():
         prompts = [Prompt(f"p{number}", (Message("user", "?"),)) for number in range(40)]
         config = Config.model_validate({"stream": {"lists_per_part": 64}})
         run = SimpleNamespace(config=config, token_ids={p.id: (1,) for p in prompts}, stop_token_ids=())
-        made = Annotation(SimpleNamespace(run=run, samplers=house.pool), SimpleNamespace(sampled=0), 0)
+        made = Annotation(SimpleNamespace(run=run, samplers=house.pool), SimpleNamespace(), 0)
         sampling = asyncio.create_task(made._sample_all(prompts))
         async with asyncio.timeout(5):
             while len(first.tasks) < 3:
@@ -112,6 +112,6 @@ def test_sampling_follows_a_pool_that_grows_and_shrinks():
             await sampling
         lists = [made._sampled.get_nowait() for _ in range(made._sampled.qsize() - 1)]
         assert sorted(item.prompt.id for item in lists) == sorted(prompt.id for prompt in prompts)
-        assert made._progress.sampled == 40
+        assert made.prompts_sampled == 40
 
     asyncio.run(go())

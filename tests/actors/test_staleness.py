@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.list_queue import ListQueue
-from actors.work import IterationEnd, Journal, StepWork
+from actors.work import IterationEnd, Journal, RunEnd, Work
 from larpo.config_checks import check_config
 from larpo.errors import ConfigError
 from larpo.recipe import load_config
 from larpo.staleness import Staleness
 from tests.actors.test_stream import make_config, make_list
 
-PROMPTS = 60
+PROMPTS, ITERATIONS = 60, 3
 
 
 class Queue(ListQueue):
@@ -36,7 +36,7 @@ class Queue(ListQueue):
 
 
 class Simulation:
-    """One iteration with its events in order of time: (time, number, what, argument)."""
+    """A run with its events in order of time: (time, number, what, arguments)."""
 
     def __init__(self, folder, seed: int, *, most: int, every: int, per_step: int, crashes: float, remembered: int):
         self.draw, self.crashes = random.Random(seed), crashes
@@ -44,19 +44,22 @@ class Simulation:
             overlap="async",
             max_staleness=most,
             weights={"every_steps": every},
-            training={"iterations": 1, "prompts_per_iteration": PROMPTS, "lists_per_step": per_step},
+            training={"iterations": ITERATIONS, "prompts_per_iteration": PROMPTS, "lists_per_step": per_step},
             stream={"capacity": self.draw.choice([per_step, 1000])},
         )
         self.bound = Staleness(every, per_step, most)
         self.queue = Queue(config, folder)
         self.events, self.numbers, self.now = [], itertools.count(), 0.0
-        self.left = list(range(PROMPTS))
         self.remembered = remembered  # lists of nothing but remembered candidates, offered at the end
         self.with_samplers = 0
-        self.journal, self.saved = Journal(), Journal()
+        self.journal, self.saved = Journal(), [Journal(), Journal()]
         self.at_work, self.group, self.over = False, 0, False
-        self.published = self.taking = self.taken = (0, 0)  # version, publication
-        self.stalest, self.waited = 0, Counter()
+        self.iteration = 0  # of which the conductor waits for the end
+        self.published = (0, 0, 0)  # version, iteration, publication
+        self.taking, self.taken = 0, 0  # versions
+        self.asked_at = {}  # (iteration, prompt id) -> iteration and publication that the samplers had
+        self.trained_at = {}  # (iteration, prompt id) -> publication of the step within the iteration
+        self.early, self.stalest, self.waited = 0, 0, Counter()
 
     def after(self, mean: float, what, *arguments) -> None:
         """Most delays are short, and one in ten is thirty times as long."""
@@ -65,7 +68,7 @@ class Simulation:
         heapq.heappush(self.events, (moment, next(self.numbers), what, arguments))
 
     def run(self) -> None:
-        self.queue.open(0)
+        self.open(0)
         self.queue.restore(self.journal)
         self.look()
         while not self.over:
@@ -74,44 +77,47 @@ class Simulation:
             what(*arguments)
             self.look()
 
+    def open(self, iteration: int) -> None:
+        self.opened, self.left = iteration, list(range(PROMPTS))
+        self.queue.open(iteration)
+
     def look(self) -> None:
         """Who waits looks whether it may go on."""
         while self.left and self.with_samplers < 12 and self.queue.may_ask():
             number = self.left.pop(0)
             publication = self.queue.ask(f"p{number}")
-            assert publication <= self.queue.samplers_at
+            self.asked_at[self.opened, f"p{number}"] = self.queue.samplers_at
+            self.early += publication < 0
             self.with_samplers += 1
             self.after(1.0, self.answered, number, publication)
-        if self.taking == self.taken != self.published:  # one update after another, to what is newest then
-            self.taking = self.published
-            self.after(0.3, self.took)
+        version, iteration, publication = self.published
+        if self.taking == self.taken != version and iteration == self.iteration:  # one update after another
+            self.taking = version
+            self.after(0.3, self.took, iteration, publication)
         if not self.at_work and self.queue.is_ready():
             work, lists = self.queue.form(self.journal.position)
-            self.at_work = True
-            if isinstance(work, StepWork):
-                self.check(work, lists)
-                self.after(0.5, self.trained, work, self.group)
-            else:
-                assert isinstance(work, IterationEnd)
-                self.journal, self.over = self.journal.after(work), True
-
-    def check(self, work: StepWork, lists) -> None:
-        step = self.bound.steps(len(self.journal.used(0, 0)))
-        assert work.publication == self.bound.publication(step)
-        for item in lists:
-            if item.is_fresh:
-                self.stalest = max(self.stalest, work.publication - item.publication)
+            self.over = isinstance(work, RunEnd)
+            if not self.over:
+                self.at_work = True
+                self.after(0.5, self.trained, work, lists, self.group)
 
     def answered(self, number: int, publication: int) -> None:
         self.with_samplers -= 1
         rewards = (1.0, 1.0) if self.draw.random() < 0.2 else (1.0, 0.0)  # a fifth of the lists has no signal
-        self.offer(make_list(0, number, rewards).replace(publication=publication))
+        self.offer(make_list(self.opened, number, rewards).replace(publication=publication))
         if not self.left and not self.with_samplers:
             for number in range(PROMPTS, PROMPTS + self.remembered):
-                item = make_list(0, number)
+                item = make_list(self.opened, number)
                 old = tuple(candidate.replace(origin="remembered") for candidate in item.candidates)
                 self.offer(item.replace(candidates=old))
-            self.queue.close(0)
+            self.queue.close(self.opened)
+            self.open_next()
+
+    def open_next(self) -> None:
+        """When all lists of an iteration are there, and the one before is trained and handed over."""
+        done = not self.left and not self.with_samplers
+        if done and self.opened == self.iteration and self.opened + 1 < ITERATIONS:
+            self.open(self.opened + 1)
 
     def offer(self, item) -> None:
         self.queue.disk.append(item)
@@ -119,33 +125,57 @@ class Simulation:
         self.queue.place([item])
         self.queue.append(trainable)
 
-    def trained(self, work: StepWork, group: int) -> None:
+    def trained(self, work: Work, lists, group: int) -> None:
         if group != self.group:
             return  # by a group that has died since
         self.at_work = False
         if self.draw.random() < self.crashes:
             return self.crash()
         self.journal = self.journal.after(work)
-        if self.draw.random() < 0.5:
-            self.saved = self.journal
+        if self.draw.random() < 0.5 or isinstance(work, IterationEnd):
+            self.saved = [self.saved[-1], self.journal]
+        if isinstance(work, IterationEnd):
+            self.publish(0)
+            self.after(0.2, self.handed_over, work.iteration + 1)
+            return
+        for item in lists:
+            if item.is_fresh:
+                self.trained_at[item.iteration, item.prompt.id] = work.publication
+                self.stalest = max(self.stalest, work.publication - item.publication)
         if work.publishes:
             self.publish(work.publication + 1)
 
+    def handed_over(self, iteration: int) -> None:
+        """The samplers have what an iteration begins with, once."""
+        if iteration == self.iteration + 1:
+            self.iteration = iteration
+            self.queue.took(iteration, 0)
+            self.open_next()
+
     def crash(self) -> None:
-        """The group starts again from its checkpoint, and publishes once more what is newest there."""
+        """The group starts again from its checkpoint, or the one before, and publishes again what is newest there."""
         self.group += 1
-        self.journal = self.saved
+        self.journal = self.saved[self.draw.random() < 0.9]
+        self.saved = [self.saved[0], self.journal]
         self.queue.restore(self.journal)
-        publication = self.bound.publication(self.bound.steps(len(self.journal.used(0, 0))))
-        if publication or self.published[1]:  # of steps that are rolled back
+        iteration = self.journal.iteration
+        publication = self.bound.publication(self.bound.steps(len(self.journal.used(iteration, 0))))
+        if publication or (self.published[1] == iteration and self.published[2]):  # of steps that are rolled back
             self.publish(publication)
 
     def publish(self, publication: int) -> None:
-        self.published = (self.published[0] + 1, publication)
+        self.published = (self.published[0] + 1, self.journal.iteration, publication)
 
-    def took(self) -> None:
+    def took(self, iteration: int, publication: int) -> None:
         self.taken = self.taking
-        self.queue.samplers_at = self.taken[1]
+        self.queue.took(iteration, publication)
+
+    def staleness(self, key) -> int:
+        """Of a list, by what was trained: publications from the samplers' weights to those that trained on it."""
+        (iteration, publication), at = self.asked_at[key], self.trained_at[key]
+        for before in range(iteration, key[0]):  # what its steps published, and its end
+            at += (self.bound.steps(len(self.journal.used(before, 0))) - 1) // self.bound.every_steps + 1
+        return at - publication
 
 
 @settings(max_examples=60)
@@ -161,8 +191,26 @@ def test_no_list_is_staler_than_the_bound_and_every_one_is_trained_once(tmp_path
     simulation = Simulation(tmp_path_factory.getbasetemp(), seed, **knobs)
     simulation.run()
     assert simulation.stalest <= knobs["most"]
-    expected = [item.prompt.id for item in simulation.queue.trainable(simulation.queue.disk)]
-    assert Counter(simulation.journal.used(0, 0)) == Counter(expected)
+    assert max(simulation.staleness(key) for key in simulation.trained_at) <= knobs["most"]
+    for iteration in range(ITERATIONS):
+        disk = [item for item in simulation.queue.disk if item.iteration == iteration]
+        expected = [item.prompt.id for item in simulation.queue.trainable(disk)]
+        assert Counter(simulation.journal.used(iteration, 0)) == Counter(expected)
+
+
+def test_prompts_of_the_next_iteration_are_asked_for_early_where_the_bound_allows_any(tmp_path):
+    knobs = {"every": 2, "per_step": 3, "crashes": 0.0, "remembered": 0}
+
+    def early(most):
+        found = 0
+        for seed in range(10):
+            simulation = Simulation(tmp_path, seed, most=most, **knobs)
+            simulation.run()
+            found += simulation.early
+        return found
+
+    none, some, more = (early(most) for most in range(3))
+    assert none == 0 < some < more
 
 
 def test_the_bound_is_used_and_a_queue_without_it_breaks_it(tmp_path, monkeypatch):
@@ -174,7 +222,7 @@ def test_the_bound_is_used_and_a_queue_without_it_breaks_it(tmp_path, monkeypatc
         for seed in range(20):
             simulation = Simulation(tmp_path, seed, most=most, **knobs)
             simulation.run()
-            found.append(simulation.stalest)
+            found.append(max(simulation.staleness(key) for key in simulation.trained_at))
         return max(found)
 
     assert [stalest(most) for most in range(3)] == [0, 1, 2]

@@ -3,13 +3,13 @@
 import asyncio
 
 from actors.stream import ListStream
-from actors.work import Journal
+from actors.work import IterationEnd, Journal
 from larpo.config import Config
-from tests.actors.test_stream import Notes, ids, make_config, make_list, take
+from tests.actors.test_stream import Notes, ids, journal_of, make_config, make_list, take
 
 
-def make_async(**changes) -> Config:
-    return make_config(overlap="async", weights={"every_steps": 1}, stream={"capacity": 100}, **changes)
+def make_async(every_steps: int = 1, **changes) -> Config:
+    return make_config(overlap="async", weights={"every_steps": every_steps}, stream={"capacity": 100}, **changes)
 
 
 def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path):
@@ -24,15 +24,15 @@ def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path
         await stream.offer([make_list(0, n) for n in range(3)])
         await stream.offer([make_list(0, 3, rewards=(1.0, 1.0))])  # carries no signal: there is room for another
         ninth = await late
-        assert await stream.wait_published(0, 0.01) is None
+        assert await stream.wait_published(0, 0, 0.01) is None
         await stream.offer([make_list(0, 4)])
         work = await take(stream, 0)
         await stream.published(0, 7, 1)
         blocked = asyncio.create_task(stream.ask("p9"))
         await asyncio.sleep(0.05)
         held = not blocked.done()
-        published = await stream.wait_published(0, 1.0)
-        await stream.samplers_took(published[1])
+        published = await stream.wait_published(0, 0, 1.0)
+        await stream.samplers_took(0, published[1])
         return first, ninth, work, held, published, await blocked
 
     first, ninth, work, held, published, tenth = asyncio.run(go())
@@ -101,15 +101,51 @@ def test_a_stream_that_is_started_again_knows_which_prompts_are_with_samplers(tm
     assert asyncio.run(go())
 
 
-def test_what_was_published_before_the_iteration_is_opened_is_heard_of_in_it_and_in_no_other(tmp_path):
+def test_what_is_published_is_heard_of_in_its_iteration_and_in_no_other(tmp_path):
     """A trainer that resumes within an iteration publishes before the conductor has come so far."""
 
     async def go():
         stream = ListStream(make_async(), str(tmp_path / "lists"))
         await stream.published(1, 5, 2)
-        await stream.open_iteration(1)
-        found = await stream.wait_published(0, 0.01), await stream.wait_published(5, 0.01)
-        await stream.open_iteration(2)
-        return *found, await stream.wait_published(0, 0.01)
+        return [await stream.wait_published(*asked, 0.01) for asked in ((1, 0), (1, 5), (0, 0), (2, 0))]
 
-    assert asyncio.run(go()) == ((5, 2), None, None)
+    assert asyncio.run(go()) == [(5, 2), None, None, None]
+
+
+def test_prompts_of_the_next_iteration_go_out_while_the_trainer_ends_the_one_before(tmp_path):
+    """Steps of four lists, a publication after two, one behind at most: eight lists with the last publication's weights
+    can be trained before the next."""
+
+    async def go():
+        config, notes = make_async(every_steps=2), Notes()
+        stream = ListStream(config, str(tmp_path / "lists"), notes)
+        await stream.restore(Journal())
+        await stream.open_iteration(0)
+        for number in range(8):
+            await stream.ask(f"p{number}")
+        await stream.offer([make_list(0, number) for number in range(8)])
+        await stream.close_iteration(0)
+        await stream.open_iteration(1)
+        early = [await stream.ask(f"p{number}") for number in range(8)]
+        late = asyncio.create_task(stream.ask("p8"))
+        await stream.offer([make_list(1, number).replace(publication=-1) for number in range(2)])
+        works = [await take(stream, position) for position in range(3)]
+        held = not late.done()
+        await stream.samplers_took(1, 0)
+        ninth = await late
+        again = ListStream(config, str(tmp_path / "lists"), notes)  # its place is in the checkpoint
+        await again.restore(journal_of(*works[:2]))
+        known = await again.ask("p7"), await again.ask("p8")
+        await again.restore(journal_of(*works))
+        await again.offer([make_list(1, number).replace(publication=-1) for number in range(2, 8)])
+        return early, works, held, ninth, known, [await take(again, position) for position in (3, 4)]
+
+    early, works, held, ninth, known, after = asyncio.run(go())
+    assert early == [-1] * 8
+    assert [work.publishes for work in works[:2]] == [False, False]  # the iteration's end publishes
+    assert works[2] == IterationEnd(2, 0)
+    assert held
+    assert ninth == 0
+    assert known == (-1, 0)
+    assert [sorted(ids(work)) for work in after] == [["p0", "p1", "p2", "p3"], ["p4", "p5", "p6", "p7"]]
+    assert [work.publishes for work in after] == [False, True]

@@ -231,6 +231,8 @@ def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
     shutil.rmtree(tmp_path / "snapshot")  # evaluated and dropped: nobody asks for it any more
     third = StoreWithoutRay(keep=2, memo=notes)
     assert (third.newest(), third.highest()) == (3, 7)
+    third.lend_folder(3, str(tmp_path / "policy-3"))  # what an iteration begins with
+    assert StoreWithoutRay(keep=2, memo=notes).newest() == 3
     with pytest.raises(CheckpointError, match=r"weight version 7 is not in the store, which holds \[2, 3\]"):
         third.buckets(7)
     shutil.rmtree(tmp_path / "policy-3")

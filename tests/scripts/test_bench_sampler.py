@@ -11,8 +11,8 @@ from scripts.benchmarks.sampler import Sampling, _rates
 from scripts.benchmarks.sampler_pool import random_prompts
 from scripts.benchmarks.startup import (
     FIRST_LIST,
-    FIRST_PROMPT,
     FIRST_STEP,
+    FIRST_TOKEN,
     PHASES,
     SMALLER,
     moments,
@@ -64,6 +64,8 @@ def test_moments_of_a_start_are_the_first_of_each_and_none_until_all_are_there()
         span("sampler-0", "start", 103.0, 110.0),
         span("trainer-0", "start", 103.0, 112.0),
         span("sampler-0", "sample", 111.0, 115.0),
+        {"event": "sampler", "time": 111.5, "sampler/first_token_seconds": 0.0},
+        {"event": "sampler", "time": 113.0, "sampler/first_token_seconds": 0.5},
         {"event": "lists", "time": 114.0},
         {"event": "lists", "time": 116.0},
         {"event": "step", "time": 118.5, "train/step_seconds": 2.0},
@@ -72,7 +74,7 @@ def test_moments_of_a_start_are_the_first_of_each_and_none_until_all_are_there()
     ]
     assert moments(records[:-1], 100.0) == {}
     assert tuple(moments(records, 100.0)) == PHASES
-    assert tuple(moments(records, 100.0).values()) == (2.0, 10.0, 12.0, 11.0, 14.0, 18.0)
+    assert tuple(moments(records, 100.0).values()) == (2.0, 10.0, 12.0, 11.5, 14.0, 18.0)
 
 
 def test_the_first_start_fills_the_caches_and_does_not_count(monkeypatch):
@@ -132,4 +134,4 @@ def test_a_start_is_told_in_its_order(tiny_policy, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f".:{tmp_path}")
     found = one_start([str(tmp_path / "recipe.yaml"), f"policy.model={tiny_policy}", *SMALLER])
     assert tuple(found) == PHASES
-    assert 0 < found[FIRST_PROMPT] < found[FIRST_LIST] < found[FIRST_STEP]
+    assert 0 < found[FIRST_TOKEN] < found[FIRST_LIST] < found[FIRST_STEP]
