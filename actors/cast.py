@@ -175,7 +175,7 @@ class Cast(TrainingCast):
             await self.rewards.keep(self.run.home)
 
     async def lend(self, version: int, folder: Path) -> None:
-        """The samplers take a policy to evaluate it, until `update_samplers`."""
+        """The samplers take a policy that need not be the newest, until `update_samplers` or `follow`."""
         await self.call(self.store.lend_folder, version, self.run.home.name(folder))
         await self.samplers.update(version)
 

@@ -44,6 +44,7 @@ async def iterate(cast: Cast, progress: Progress, first: int) -> None:
         for iteration in range(first, iterations):
             await _iteration(cast, progress, annotations, iteration)
             if heldout.why_stopped(run) is not None:
+                annotations.cancel()
                 await cast.end_training()
                 break
             if not annotations.has_begun(iteration + 1):

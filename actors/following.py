@@ -12,38 +12,38 @@ LOOK_S = 1.0  # how long the stream is asked at a time
 
 
 class Following:
-    """What `follow` yields: until when it goes on."""
+    """What `follow` yields: samplers take each newest publication of an iteration, until it is ended."""
 
-    def __init__(self) -> None:
-        self.over = asyncio.Event()
+    def __init__(self, cast: Cast, iteration: int) -> None:
+        self._cast, self._iteration = cast, iteration
+        self._taking = asyncio.Lock()
         self.task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        stream, version = self._cast.stream, 0
+        limit, knob = LOOK_S + self._cast.run.config.timeouts.answer_s, "timeouts.answer_s"
+        while True:
+            asked = (self._iteration, version, LOOK_S)
+            found = await self._cast.call(stream.wait_published, *asked, limit_s=limit, knob=knob)
+            if found is not None:
+                version, publication = found
+                async with self._taking:
+                    await self._cast.samplers.update(version)
+                    await self._cast.call(stream.samplers_took, self._iteration, publication)
 
     async def end(self) -> None:
         """No more weights are taken; an update that has begun is ended."""
-        self.over.set()
-        if self.task is not None:
-            await self.task
+        async with self._taking:
+            if self.task is not None:
+                self.task.cancel()
 
 
 @asynccontextmanager
 async def follow(cast: Cast, iteration: int) -> AsyncIterator[Following]:
     """Within it, samplers take each of the weights that are published within that iteration (`overlap: async`)."""
-    following = Following()
+    following = Following(cast, iteration)
     async with asyncio.TaskGroup() as group:
         if cast.run.config.overlap == "async":
-            following.task = group.create_task(_follow(cast, iteration, following.over))
-        try:
-            yield following
-        finally:
-            following.over.set()
-
-
-async def _follow(cast: Cast, iteration: int, over: asyncio.Event) -> None:
-    version, limit = 0, LOOK_S + cast.run.config.timeouts.answer_s
-    while not over.is_set():
-        wait = cast.stream.wait_published
-        found = await cast.call(wait, iteration, version, LOOK_S, limit_s=limit, knob="timeouts.answer_s")
-        if found is not None:
-            version, publication = found
-            await cast.samplers.update(version)
-            await cast.call(cast.stream.samplers_took, iteration, publication)
+            following.task = group.create_task(following.run())
+        yield following
+        await following.end()

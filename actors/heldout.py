@@ -72,7 +72,7 @@ async def evaluate_missing(cast: Cast, progress: Progress, before: int) -> None:
 
 
 async def evaluate_beginning(cast: Cast, progress: Progress, iteration: int) -> None:
-    """The behaviour policy that an iteration begins with; afterwards the samplers may hold it, or newer weights."""
+    """The behaviour policy that an iteration begins with, which the samplers hold."""
     if iteration == 0:
         await evaluate(cast, progress, BASE)
     elif cast.run.config.evaluation.each_iteration:

@@ -50,12 +50,11 @@ class ListQueue:
 
     def open(self, iteration: int) -> tuple[str, ...]:
         """Begin an iteration, the trainer's or the next; returns the prompt ids whose lists are on disk already."""
-        self._opened, self.asked, self._early = iteration, {}, Counter()
+        self._opened, self.asked = iteration, {}
         recorded = self._recorded(iteration)
         if iteration == self._iteration:
             self._enqueue(recorded)
-        elif self._is_early:
-            self._early = _publications(self.trainable(recorded))
+        self._count_early()
         return tuple(record.prompt.id for record in recorded)
 
     def close(self, iteration: int) -> None:
@@ -100,16 +99,24 @@ class ListQueue:
         if not self.restored or self._epoch > 0 or not (self._opened == self._iteration or self._is_early):
             return False
         assert self._bound is not None
-        waiting = Counter(self._early) if self._is_early else _publications(self._queue)
+        waiting, before = _publications(self._queue), 0
+        if self._is_early:
+            waiting, before = Counter(self._early), len(self._queue)
         waiting += Counter(self.asked.values())
         waiting[self._publication()] += 1
         most = max(self._config.stream.capacity, self._config.training.lists_per_step)
-        return waiting.total() <= most and self._bound.fits(0 if self._is_early else self._step(), waiting)
+        fits = self._bound.fits(0 if self._is_early else self._step(), waiting)
+        return fits and before + waiting.total() <= most
 
     @property
     def _is_early(self) -> bool:
         """Whether the conductor is in the iteration after the trainer's, of which all lists are there."""
         return self._opened == self._iteration + 1 and self._closed >= self._iteration
+
+    def _count_early(self) -> None:
+        """What is on disk of the iteration after the trainer's."""
+        there = self.trainable(self._recorded(self._opened)) if self._is_early else ()
+        self._early = _publications(there)
 
     def ask(self, prompt_id: str) -> int:
         """A prompt goes to the samplers; returns the publication it counts as, within the iteration that is open.
@@ -150,15 +157,14 @@ class ListQueue:
         self._iteration, self._epoch = journal.iteration, journal.epoch
         self._taken = set(journal.used(journal.iteration, 0))
         self._queue.clear()
-        self._behind, self._early = {}, Counter()
+        self._behind = {}
         self.restored = True
         self.took(*self.samplers_at)
         if self._epoch > 0:
             self._start_epoch(self._epoch)
         elif self._opened >= self._iteration:
             self._enqueue(self._recorded(self._iteration))
-        if self._is_early:
-            self._early = _publications(self.trainable(self._recorded(self._opened)))
+        self._count_early()
 
     def is_ready(self) -> bool:
         """Whether the next work can be formed."""
@@ -195,7 +201,6 @@ class ListQueue:
         if not self._queue:
             return self._end_iteration(position), []
         lists, left = self._next_lists()
-        self._queue = deque(left)
         work = StepWork(
             position=position,
             iteration=self._iteration,
@@ -204,15 +209,21 @@ class ListQueue:
             prompt_ids=tuple(item.prompt.id for item in lists),
             planned_share=self._planned_share(lists),
             publication=self._published_before(0),
-            publishes=self._published_before(1) > self._published_before(0) and self._is_sampled_with,
+            publishes=self._publishes(left),
         )
-        self._journal = self._journal.after(work)
+        self._queue, self._journal = deque(left), self._journal.after(work)
         return work, lists
 
-    @property
-    def _is_sampled_with(self) -> bool:
-        """Whether prompts are asked for before the iteration's end, which publishes anyway."""
-        return self._closed < self._iteration or (self._opened > self._iteration and bool(self._queue))
+    def _publishes(self, left: Sequence[CandidateList]) -> bool:
+        """Whether the next step's weights are published: prompts may be asked for with them before the iteration's end.
+
+        The end publishes anyway.
+        """
+        if self._bound is None or self._published_before(1) == self._published_before(0):
+            return False
+        behind = self._publications_of(self._iteration) - self._published_before(1)
+        early = self._is_early and bool(left) and behind <= self._bound.most
+        return early or self._closed < self._iteration
 
     def _published_before(self, steps: int) -> int:
         """Publications of the iteration before the step that comes after so many more; 0 without a bound."""
@@ -223,9 +234,10 @@ class ListQueue:
         self._journal = self._journal.after(work)
         self._iteration, self._epoch = self._journal.iteration, 0
         self._taken = set()
-        self._behind, self._early = {}, Counter()
+        self._behind = {}
         if self._opened >= self._iteration:
             self._enqueue(self._recorded(self._iteration))
+        self._count_early()
         return work
 
     def _planned_share(self, lists: Sequence[CandidateList]) -> float:

@@ -34,6 +34,7 @@ from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_re
 from larpo.config import Config
 from larpo.dealing import deal
 from larpo.home import home_of
+from larpo.memory import with_references
 from larpo.types import CandidateList
 
 Share = tuple[CandidateList, ...]  # one rank's lists of a step
@@ -167,7 +168,7 @@ class ListStream:
 
     async def _take(self, lists: Sequence[CandidateList]) -> None:
         await self._writer.write(lists)
-        trainable = self._queue.trainable(lists)
+        trainable = self._queue.trainable([with_references(item, self._queue.references) for item in lists])
         self._patience.moved()
         async with self._in_order:
             with self._waits.of("producer"):

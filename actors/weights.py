@@ -76,22 +76,23 @@ class WeightStore:
         be there, or nobody would notice that the samplers go back to an older version.
         """
         held = {int(version): folder for version, folder in known.get("folders", {}).items()}
-        newest = max(held.keys() - set(known.get("lent", ())), default=None)
+        published, lent = known.get("published", ()), known.get("lent", ())
+        newest = max(held.keys() & set(published), default=None)
         there = {v: folder for v, folder in sorted(held.items()) if (self._here(folder) / MANIFEST).exists()}
         if newest is not None:
             there[newest] = held[newest]
         for version, folder in there.items():
-            if version in known["lent"]:
-                self.lend_folder(version, folder)
-            else:
+            if version in published:
                 self.publish_folder(version, folder)
+            if version in lent:
+                self.lend_folder(version, folder)
         self._highest = max(self._highest, known.get("highest", 0))
 
     def _remember(self) -> None:
         if self._memo is not None:
             folders = {v: f for v, f in self._folders.items() if v in self._versions or v in self._lent}
-            lent = sorted(self._lent.keys() - self._versions.keys())
-            self._memo.write({"folders": folders, "lent": lent, "highest": self._highest})
+            roles = {"published": sorted(self._versions), "lent": sorted(self._lent)}
+            self._memo.write({"folders": folders, **roles, "highest": self._highest})
 
     def put_bucket(self, data: Any, known: str | None = None, fixed: bool = False) -> Bucket:
         """Store one bucket (uint8 array) under this actor's ownership; CheckpointError when there is no room for it.

@@ -118,7 +118,7 @@ def moments(records: Iterable[Mapping[str, Any]], started: float) -> dict[str, f
     if not (steps and tokens and all(ends.values())):
         return {}
     found = {name: min(times) for name, times in ends.items()}
-    return found | {FIRST_TOKEN: found[FIRST_TOKEN] + tokens[0], FIRST_STEP: found[FIRST_STEP] + steps[0]}
+    return found | {FIRST_TOKEN: found[FIRST_TOKEN] + min(tokens), FIRST_STEP: found[FIRST_STEP] + steps[0]}
 
 
 def _phase(record: Mapping[str, Any]) -> tuple[str | None, float]:

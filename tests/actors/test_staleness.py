@@ -231,6 +231,51 @@ def test_the_bound_is_used_and_a_queue_without_it_breaks_it(tmp_path, monkeypatc
         stalest(2)
 
 
+def test_early_lists_are_known_to_a_trainer_that_fell_back_behind_the_iteration_before(tmp_path):
+    """A damaged checkpoint: the trainer is two iterations behind, ends one of them again, and is one behind."""
+    config = make_config(
+        overlap="async",
+        max_staleness=1,
+        weights={"every_steps": 2},
+        training={"iterations": 3, "prompts_per_iteration": 20, "lists_per_step": 2},
+        stream={"capacity": 100},
+    )
+    queue, journals = Queue(config, tmp_path), [Journal()]
+    queue.restore(Journal())
+
+    def offer(iteration, numbers, publication=0):
+        lists = [make_list(iteration, number).replace(publication=publication) for number in numbers]
+        queue.disk += lists
+        queue.place(lists)
+        queue.append(lists)
+
+    def train():
+        work, _ = queue.form(journals[-1].position)
+        journals.append(journals[-1].after(work))
+
+    for iteration in (0, 1):
+        queue.open(iteration)
+        queue.took(iteration, 0)
+        offer(iteration, range(4))
+        queue.close(iteration)
+        if iteration == 0:
+            for _ in range(3):
+                train()
+    queue.open(2)
+    asked = [number for number in range(20) if queue.may_ask() and queue.ask(f"p{number}") == -1]
+    assert asked == [0, 1, 2, 3]  # two steps of two lists until the publication after the next
+    offer(2, asked, publication=-1)
+    assert not queue.may_ask()
+    queue.restore(journals[1])
+    assert not queue.may_ask()  # two behind
+    del journals[2:]
+    train()
+    train()
+    assert journals[-1].iteration == 1
+    queue.took(1, 0)
+    assert not queue.may_ask()
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -232,11 +232,14 @@ def test_a_store_that_is_started_again_holds_the_same_versions(tmp_path):
     third = StoreWithoutRay(keep=2, memo=notes)
     assert (third.newest(), third.highest()) == (3, 7)
     third.lend_folder(3, str(tmp_path / "policy-3"))  # what an iteration begins with
-    assert StoreWithoutRay(keep=2, memo=notes).newest() == 3
+    fourth = StoreWithoutRay(keep=1, memo=notes)
+    assert fourth.newest() == 3
+    fourth.publish_folder(8, str(publish(tmp_path / "policy-8", 8)))
+    assert fourth.buckets(3) == third.buckets(3)  # still lent
     with pytest.raises(CheckpointError, match=r"weight version 7 is not in the store, which holds \[2, 3\]"):
         third.buckets(7)
-    shutil.rmtree(tmp_path / "policy-3")
-    with pytest.raises(FileNotFoundError, match=r"policy-3"):
+    shutil.rmtree(tmp_path / "policy-8")
+    with pytest.raises(FileNotFoundError, match=r"policy-8"):
         StoreWithoutRay(keep=2, memo=notes)
 
 
