@@ -29,6 +29,9 @@ def check(runs: Runs) -> None:
     print(f"staleness of the steps: {stalest}")
     assert max(stalest) <= 1
     lists = list(read_lists(runs.run_dir / "lists"))
+    early = sum(item.publication < 0 for item in lists)
+    print(f"{early} prompts asked for before their iteration")
+    assert early > 0
     for iteration in range(2):
         mine = [item for item in lists if item.iteration == iteration]
         assert len({item.publication for item in mine}) >= 3  # a run that goes on may have left one out
