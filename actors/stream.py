@@ -24,7 +24,7 @@ from typing import Any
 
 from actors.list_queue import ListQueue
 from actors.memo import Memo
-from actors.part_writer import PartWriter
+from actors.offers import Offers
 from actors.patience import Patience
 from actors.policies import roll_back
 from actors.titles import show_title
@@ -34,7 +34,6 @@ from actors.work import Failure, Journal, StepWork, StreamStatus, Work, write_re
 from larpo.config import Config
 from larpo.dealing import deal
 from larpo.home import home_of
-from larpo.memory import with_references
 from larpo.types import CandidateList
 
 Share = tuple[CandidateList, ...]  # one rank's lists of a step
@@ -46,8 +45,6 @@ class ListStream:
     def __init__(self, config: Config, lists_folder: str, memo: Memo | None = None) -> None:
         self._config, self._folder = config, Path(lists_folder)
         self._home = home_of(config, self._folder.parent)
-        self._writer = PartWriter(self._folder, self._home)
-        self._in_order = asyncio.Lock()  # lists come into the queue as they are on disk
         self._queue = ListQueue(config, self._folder)
         self._works: dict[int, tuple[Work, list[Share]]] = {}  # the newest two positions
         self._rollbacks = 0  # a rank that asked before the newest one is gone
@@ -59,8 +56,7 @@ class ListStream:
         self._patience = Patience(config.timeouts.stream_idle_s, lambda: self._queue.restored and not self._asking)
         self._changed = self._patience.changed
         self._published: tuple[int, int, int] | None = None  # within an iteration: which, version, which publication
-        self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are, or will be, on disk
-        self._offers: dict[str, asyncio.Task[None]] = {}  # of lists that are not queued yet, by their id
+        self._offers = Offers(config, self._folder, self._home, self._queue, self._patience, self._waits)
         self._failures: list[Failure] = []
         self._regrouping = False  # ranks ended, and the group that comes after has not restored its place
         self._opened, self._closed, self._ended = -1, -1, False
@@ -82,7 +78,7 @@ class ListStream:
         """Begin an iteration; returns the prompt ids whose lists are on disk already."""
         async with self._changed:
             recorded = await asyncio.to_thread(self._queue.open, iteration)
-            self._recorded = set(recorded)
+            self._offers.open(recorded)
             self._opened = iteration
             self._remember()
             self._patience.progress()
@@ -107,9 +103,10 @@ class ListStream:
         self._opened, self._closed, self._ended = known["opened"], known["closed"], known["ended"]
         self._trained = known["trained"]
         if self._opened >= 0:
-            self._recorded = set(self._queue.open(self._opened))
+            recorded = self._queue.open(self._opened)
+            self._offers.open(recorded)
             asked = known["asked"].items()
-            self._queue.asked = {prompt: at for prompt, at in asked if prompt not in self._recorded}
+            self._queue.asked = {prompt: at for prompt, at in asked if prompt not in recorded}
             self._queue.samplers_at = tuple(known["samplers_at"])
             self._published = known["published"] and tuple(known["published"])
         self._queue.close(self._closed)
@@ -151,40 +148,9 @@ class ListStream:
     async def offer(self, lists: Sequence[CandidateList]) -> None:
         """Write the lists to disk, and to the run's home; then wait for room for those that carry a signal.
 
-        With `overlap: async` there is: it was waited for before their prompts were asked for. A call that Ray repeats
-        ends as the first one does.
+        With `overlap: async` there is: it was waited for before their prompts were asked for. Ray may repeat the call.
         """
-        offers = {self._offers[item.id] for item in lists if item.id in self._offers}
-        new = [item for item in lists if item.prompt.id not in self._recorded]
-        if new:
-            offer = asyncio.create_task(self._take(new))
-            self._recorded.update(item.prompt.id for item in new)
-            self._offers.update({item.id: offer for item in new})
-            offers.add(offer)
-        for offer in offers:
-            await asyncio.shield(offer)
-        for item in new:
-            self._offers.pop(item.id, None)
-
-    async def _take(self, lists: Sequence[CandidateList]) -> None:
-        await self._writer.write(lists)
-        trainable = self._queue.trainable([with_references(item, self._queue.references) for item in lists])
-        self._patience.moved()
-        async with self._in_order:
-            with self._waits.of("producer"):
-                async with self._changed:
-                    self._queue.place(lists)
-                    if self._config.overlap == "stream":
-                        await self._patience.wait(lambda: self._has_room(len(trainable)), "room in the stream")
-                    self._queue.append(trainable)
-                    self._patience.moved()
-                    if self._queue.is_ready() or self._config.overlap == "async":  # else nobody waits for this
-                        self._changed.notify_all()
-
-    def _has_room(self, arriving: int) -> bool:
-        """The bound holds, or the trainer has too little for a step: then both would wait for each other."""
-        waiting = len(self._queue)
-        return waiting + arriving <= self._config.stream.capacity or waiting < self._config.training.lists_per_step
+        await self._offers.take(lists)
 
     async def close_iteration(self, iteration: int) -> None:
         """No more lists of this iteration will be offered."""
