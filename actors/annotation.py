@@ -209,6 +209,9 @@ class Annotations:
         self._begun: dict[int, tuple[Annotation, asyncio.Task[None]]] = {}
 
     def begin(self, iteration: int) -> None:
+        """Unless it has begun."""
+        if self.has_begun(iteration):
+            return
         annotation = Annotation(self._cast, self._progress, iteration)
         self._begun[iteration] = annotation, self._group.create_task(annotation.annotate())
 
@@ -217,8 +220,7 @@ class Annotations:
 
     async def end(self, iteration: int) -> None:
         """Until every list of the iteration has been offered."""
-        if not self.has_begun(iteration):
-            self.begin(iteration)
+        self.begin(iteration)
         annotation, task = self._begun.pop(iteration)
         annotation.show()
         await task

@@ -10,8 +10,9 @@ only wait for the trainer; so are the snapshots that the trainer writes within t
 training always comes from the behaviour policy: `update_samplers` stands before each annotation.
 
 With `overlap: async` the trainer publishes within the iteration too, and samplers `follow` it while they sample; so the
-behaviour policy that an iteration begins with is evaluated before. When the last list of an iteration is there, prompts
-of the next are asked for, as far as the bound on staleness lets them, while the trainer comes to its end.
+behaviour policy that an iteration begins with is evaluated at its beginning. When the last list of an iteration is
+there, prompts of the next are asked for, as far as the bound on staleness lets them, while the trainer comes to its
+end.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ async def _iteration(cast: Cast, progress: Progress, annotations: Annotations, i
     config, in_flight = cast.run.config, cast.run.config.overlap == "async"
     if in_flight:
         await cast.hand_over(iteration)
+        annotations.begin(iteration)
         await heldout.evaluate_beginning(cast, progress, iteration)
         if heldout.why_stopped(cast.run) is not None:
             return

@@ -106,7 +106,7 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
     if known is not None:
         return known
     progress.begin(EVALUATING_SNAPSHOT if point.step else EVALUATING, point.iteration, len(run.heldout))
-    answers = await asyncio.gather(*(_answer(cast, progress, point, prompt) for prompt in run.heldout))
+    answers = await _answers(cast, progress, point)
     samples = run.config.evaluation.samples
     result = HeldoutResult(
         label=point.label,
@@ -129,10 +129,20 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
     return result
 
 
+async def _answers(cast: Cast, progress: Progress, point: Point) -> list[tuple[list[Candidate], tuple[float, ...]]]:
+    """To every held-out prompt, in order; where prompts are sampled for training meanwhile, the two take turns."""
+    tasks = []
+    async with asyncio.TaskGroup() as group:
+        for prompt in cast.run.heldout:
+            await cast.samplers.take_slot()
+            tasks.append(group.create_task(_answer(cast, progress, point, prompt)))
+    return [task.result() for task in tasks]
+
+
 async def _answer(
     cast: Cast, progress: Progress, point: Point, prompt: Prompt
 ) -> tuple[list[Candidate], tuple[float, ...]]:
-    """n samples and the greedy response, with their rewards."""
+    """n samples and the greedy response, with their rewards; gives the slot back when they are sampled."""
     config = cast.run.config
     task = SampleTask(
         key=f"heldout-{point.iteration:04d}.{point.step}/{prompt.id}",
@@ -143,7 +153,10 @@ async def _answer(
         stop=config.sampling.stop,
         stop_token_ids=cast.run.stop_token_ids,
     )
-    candidates = await cast.samplers.sample(task)
+    try:
+        candidates = await cast.samplers.sample(task)
+    finally:
+        await cast.samplers.free_slot()
     progress.sampled += 1
     (rewards,) = await cast.rewards.rank([(prompt, [candidate.text for candidate in candidates])])
     for candidate, reward in zip(candidates, rewards, strict=True):

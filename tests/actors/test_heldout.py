@@ -41,10 +41,11 @@ class House:
             token_ids={"p0": (1,)},
             stop_token_ids=(),
         )
+        self.slots = 0
         self.rewards, self.held, self.records, self.phases = dict(rewards), 0, [], []
         self.cast = SimpleNamespace(
             run=run,
-            samplers=SimpleNamespace(sample=self._sample),
+            samplers=SimpleNamespace(sample=self._sample, take_slot=self._take_slot, free_slot=self._free_slot),
             rewards=SimpleNamespace(rank=self._rank, take_hits=lambda: 0),
             lend=self._lend,
         )
@@ -54,7 +55,14 @@ class House:
         assert is_written(self.run.folder, point_of(folder))
         self.held = version
 
+    async def _take_slot(self):
+        self.slots += 1
+
+    async def _free_slot(self):
+        self.slots -= 1
+
     async def _sample(self, task):
+        assert self.slots == 1
         spans = (VersionSpan(0, 1, self.held),)
         return [
             Candidate(f"{task.key}/{n}", str(self.held), (7,), (-1.0,), "stop", 1.0, "sampled", 0, spans)
