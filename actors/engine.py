@@ -17,6 +17,7 @@ from larpo.errors import SamplerError
 from larpo.types import FinishReason, VersionSpan
 
 CPU_BLOCK = 32  # tokens: the smallest block of the KV cache that vLLM's CPU kernels take
+PAUSE_SETTLES_S = 0.02  # that vLLM's pause takes after the engine has stopped, for outputs on their way
 BACKEND = "larpo_shared_file"  # our weight-transfer backend in vLLM's registry
 EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM in each worker; registers the backend
 
@@ -129,8 +130,10 @@ class Engine:
             raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
         return [_sample(output) for output in outputs]
 
-    async def update_weights(self, version: int, bucket_files: Sequence[Path], *, partial: bool = False) -> None:
+    async def update_weights(self, version: int, bucket_files: Sequence[Path], *, partial: bool = False) -> float:
         """Swap weights under running requests: they are paused, kept, and go on under the new version.
+
+        Returns the seconds in which nothing was generated: the step in progress ends before.
 
         `partial`: layers without a tensor in the buckets keep what they have.
 
@@ -139,12 +142,14 @@ class Engine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.pause_generation(mode="keep")
+        paused = time.monotonic() - PAUSE_SETTLES_S
         await self._llm.start_weight_update()
         for path in bucket_files:
             bucket = {"path": str(path), "partial": partial}
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info=bucket))
         await self._llm.finish_weight_update(weight_version=str(version))
         await self._llm.resume_generation()
+        return time.monotonic() - paused
 
     async def sleep(self) -> None:
         """Weights go to the CPU's memory, the KV cache is dropped; on a CPU vLLM holds requests, and frees nothing."""

@@ -45,7 +45,7 @@ class SamplerStats:
     busy_seconds: float
     pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
     pull_bytes: int  # of the newest weight update
-    pause_seconds: float  # of the newest weight update: generation held
+    pause_seconds: float  # of the newest weight update: nothing was generated
     spans: tuple[tuple[str, float, float], ...]
     memory_bytes: int = 0  # that its processes hold
     first_token_seconds: float = 0.0  # from its first prompt to the engine's first token
@@ -161,9 +161,9 @@ class Sampler:
             if self._finishes:
                 self._takes_prompts.clear()
                 await self._idle.wait()
-            held = time.time()
-            await self._engine.update_weights(version, paths, partial=len(wanted) < len(buckets))
-            self._pause_seconds, self._fixed = time.time() - held, fixed
+            partial = len(wanted) < len(buckets)
+            self._pause_seconds = await self._engine.update_weights(version, paths, partial=partial)
+            self._fixed = fixed
         finally:
             self._takes_prompts.set()
             for path in paths:

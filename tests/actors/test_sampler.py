@@ -25,6 +25,7 @@ class Engine:
 
     async def update_weights(self, version, paths, partial):
         self.said.append(f"takes v{version}")
+        return 0.0
 
 
 class Store:
