@@ -23,7 +23,7 @@ class Offers:
         self, config: Config, folder: Path, home: Home, queue: ListQueue, patience: Patience, waits: Waits
     ) -> None:
         self._config, self._queue, self._patience, self._waits = config, queue, patience, waits
-        self._writer = PartWriter(folder, home)
+        self.writer = PartWriter(folder, home)
         self._in_order = asyncio.Lock()  # lists come into the queue as they are on disk
         self._recorded: set[str] = set()  # prompt ids of the open iteration whose lists are, or will be, on disk
         self._under_way: dict[str, asyncio.Task[None]] = {}  # of lists that are not queued yet, by their id
@@ -50,7 +50,7 @@ class Offers:
             self._under_way.pop(item.id, None)
 
     async def _keep(self, lists: Sequence[CandidateList]) -> None:
-        await self._writer.write(lists)
+        await self.writer.write(lists)
         trainable = self._queue.trainable([with_references(item, self._queue.references) for item in lists])
         self._patience.moved()
         async with self._in_order:

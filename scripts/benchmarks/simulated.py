@@ -98,7 +98,7 @@ class UnwrittenStream(ListStream):
 
     def __init__(self, config: Config, lists_folder: str) -> None:
         super().__init__(config, lists_folder)
-        self._writer = NoWriter()  # type: ignore[assignment]
+        self._offers.writer = NoWriter()  # type: ignore[assignment]
 
 
 class NoWriter:
