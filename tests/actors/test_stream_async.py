@@ -12,6 +12,15 @@ def make_async(every_steps: int = 1, **changes) -> Config:
     return make_config(overlap="async", weights={"every_steps": every_steps}, stream={"capacity": 100}, **changes)
 
 
+async def annotate(stream, iteration) -> None:
+    """Eight lists, all of them."""
+    await stream.open_iteration(iteration)
+    for number in range(8):
+        await stream.ask(f"p{number}")
+    await stream.offer([make_list(iteration, number) for number in range(8)])
+    await stream.close_iteration(iteration)
+
+
 def test_prompts_are_held_back_until_their_lists_can_be_trained_in_time(tmp_path):
     """Steps of four lists, each published, at most one publication behind: eight prompts, then one step at a time."""
 
@@ -49,11 +58,7 @@ def test_nothing_is_published_within_an_iteration_that_no_prompt_is_left_of(tmp_
     async def go():
         stream = ListStream(make_async(), str(tmp_path / "lists"))
         await stream.restore(Journal())
-        await stream.open_iteration(0)
-        for number in range(8):
-            await stream.ask(f"p{number}")
-        await stream.offer([make_list(0, number) for number in range(8)])
-        await stream.close_iteration(0)
+        await annotate(stream, 0)
         return [await take(stream, position) for position in range(2)]
 
     assert [(work.list_count, work.publishes) for work in asyncio.run(go())] == [(4, False), (4, False)]
@@ -120,11 +125,7 @@ def test_prompts_of_the_next_iteration_go_out_while_the_trainer_ends_the_one_bef
         config, notes = make_async(every_steps=2), Notes()
         stream = ListStream(config, str(tmp_path / "lists"), notes)
         await stream.restore(Journal())
-        await stream.open_iteration(0)
-        for number in range(8):
-            await stream.ask(f"p{number}")
-        await stream.offer([make_list(0, number) for number in range(8)])
-        await stream.close_iteration(0)
+        await annotate(stream, 0)
         await stream.open_iteration(1)
         early = [await stream.ask(f"p{number}") for number in range(8)]
         late = asyncio.create_task(stream.ask("p8"))
@@ -149,3 +150,26 @@ def test_prompts_of_the_next_iteration_go_out_while_the_trainer_ends_the_one_bef
     assert known == (-1, 0)
     assert [sorted(ids(work)) for work in after] == [["p0", "p1", "p2", "p3"], ["p4", "p5", "p6", "p7"]]
     assert [work.publishes for work in after] == [False, True]
+
+
+def test_a_remembered_candidate_has_the_reference_that_came_since_it_was_looked_up(tmp_path):
+    """The memory of an iteration is read while the trainer is still in the one before."""
+
+    async def go():
+        stream = ListStream(make_async(), str(tmp_path / "lists"))
+        await stream.restore(Journal())
+        await annotate(stream, 0)
+        [known] = [item.candidates[0].id for item in (await take(stream, 0)).lists if item.prompt.id == "p0"]
+        await stream.report({}, {known: (-3.0, "reference")})
+        await take(stream, 1)
+        assert isinstance(await take(stream, 2), IterationEnd)
+        lists = [make_list(1, number) for number in range(4)]
+        first = lists[0].candidates[0].replace(id=known, origin="remembered")
+        lists[0] = lists[0].replace(candidates=(first, *lists[0].candidates[1:]))
+        await stream.open_iteration(1)
+        await stream.offer(lists)
+        return {c.id: c.reference_log_prob for item in (await take(stream, 3)).lists for c in item.candidates}, known
+
+    found, known = asyncio.run(go())
+    assert found.pop(known) == -3.0
+    assert set(found.values()) == {None}
