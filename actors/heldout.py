@@ -130,7 +130,7 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
 
 
 async def _answers(cast: Cast, progress: Progress, point: Point) -> list[tuple[list[Candidate], tuple[float, ...]]]:
-    """To every held-out prompt, in order; prompts that are sampled for training meanwhile need not wait for the last."""
+    """To every held-out prompt, in order; prompts sampled for training meanwhile need not wait for the last."""
     tasks = []
     async with asyncio.TaskGroup() as group:
         for prompt in cast.run.heldout:
