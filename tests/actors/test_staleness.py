@@ -228,7 +228,7 @@ def test_the_bound_is_used_and_a_queue_without_it_breaks_it(tmp_path, monkeypatc
 
     assert [stalest(most) for most in range(3)] == [0, 1, 2]
     monkeypatch.setattr(Queue, "_leaves_time", lambda self: True)
-    with pytest.raises(AssertionError, match="everybody waits|<= 2"):  # for lists that are too late, or trains them
+    with pytest.raises(AssertionError, match=r"everybody waits|<= 2"):  # for lists too late, or with them
         stalest(2)
 
 
