@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from larpo.errors import SamplerError
 from larpo.types import FinishReason, VersionSpan
 
 CPU_BLOCK = 32  # tokens: the smallest block of the KV cache that vLLM's CPU kernels take
+PREPARED_LOOK_S = 0.02  # between two questions whether new weights are loaded
 PAUSE_SETTLES_S = 0.02  # that vLLM's pause takes after the engine has stopped, for outputs on their way
 BACKEND = "larpo_shared_file"  # our weight-transfer backend in vLLM's registry
 EXTENSION = "actors.weight_engine.WeightTransferExtension"  # imported by vLLM in each worker; registers the backend
@@ -36,6 +38,7 @@ class EngineOptions:
     cpu_cores: str
     enforce_eager: bool
     sleep: bool = False
+    loads_beside: bool = True  # new weights, where the model allows it
 
     @staticmethod
     def of(config: Config) -> EngineOptions:
@@ -51,6 +54,7 @@ class EngineOptions:
             cpu_cores=samplers.cpu_cores,
             enforce_eager=samplers.enforce_eager,
             sleep=samplers.sleep,
+            loads_beside=config.weights.beside,
         )
 
 
@@ -68,9 +72,10 @@ class Sample:
 class Engine:
     """One vLLM AsyncLLM with our weight-transfer backend."""
 
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
+    def __init__(self, llm: Any, loads_beside: bool) -> None:
+        self._llm, self._loads_beside = llm, loads_beside
         self._is_new = True
+        self._to_load: tuple[dict[str, Any], ...] = ()  # buckets that nothing has loaded yet
         self.first_token_at: float | None = None  # unix seconds
 
     @staticmethod
@@ -87,7 +92,7 @@ class Engine:
         await llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         await llm.collective_rpc("larpo_die_with", args=(os.getpid(),))
         await llm.update_weight_version("0")
-        return Engine(llm)
+        return Engine(llm, options.loads_beside)
 
     async def generate(
         self,
@@ -130,12 +135,24 @@ class Engine:
             raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
         return [_sample(output) for output in outputs]
 
-    async def update_weights(self, version: int, bucket_files: Sequence[Path], *, partial: bool = False) -> float:
-        """Swap weights under running requests: they are paused, kept, and go on under the new version.
+    async def prepare_weights(self, bucket_files: Sequence[Path], *, partial: bool = False) -> None:
+        """Load new weights beside those in use, where the options and the model allow it (`weight_twin`); else
+        `swap_weights` loads them. The files must stay until then.
+
+        `partial`: layers without a tensor in the buckets keep what they have. After an error the engine goes on with
+        the weights that it has.
+        """
+        paths = [str(path) for path in bucket_files]
+        ask = self._llm.collective_rpc
+        is_beside = self._loads_beside and all(await ask("larpo_prepare_weights", args=(paths,)))
+        while is_beside and not all(await ask("larpo_weights_are_prepared")):
+            await asyncio.sleep(PREPARED_LOOK_S)
+        self._to_load = () if is_beside else tuple({"path": path, "partial": partial} for path in paths)
+
+    async def swap_weights(self, version: int) -> float:
+        """Put the prepared weights under the running requests: they are paused, kept, and go on under the new version.
 
         Returns the seconds in which nothing was generated: the step in progress ends before.
-
-        `partial`: layers without a tensor in the buckets keep what they have.
 
         After an error the engine stays paused, for its weights are neither the old nor the new: replace it.
         """
@@ -144,8 +161,7 @@ class Engine:
         await self._llm.pause_generation(mode="keep")
         paused = time.monotonic() - PAUSE_SETTLES_S
         await self._llm.start_weight_update()
-        for path in bucket_files:
-            bucket = {"path": str(path), "partial": partial}
+        for bucket in self._to_load:
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info=bucket))
         await self._llm.finish_weight_update(weight_version=str(version))
         await self._llm.resume_generation()

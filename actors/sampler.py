@@ -158,11 +158,11 @@ class Sampler:
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
         self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in wanted)
         try:
+            await self._engine.prepare_weights(paths, partial=len(wanted) < len(buckets))
             if self._finishes:
                 self._takes_prompts.clear()
                 await self._idle.wait()
-            partial = len(wanted) < len(buckets)
-            self._pause_seconds = await self._engine.update_weights(version, paths, partial=partial)
+            self._pause_seconds = await self._engine.swap_weights(version)
             self._fixed = fixed
         finally:
             self._takes_prompts.set()

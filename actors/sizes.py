@@ -42,6 +42,8 @@ def estimate(run: PreparedRun) -> Estimates:
     shared = {stage: training.workers if training.stage >= stage else 1 for stage in (1, 2, 3)}
     trained = run.adapter_size or parameters
     weights = parameters * size
+    on_gpu = config.samplers.resources.get("GPU", 0) > 0
+    sets = 2 if config.weights.beside and not on_gpu else 1  # of weights, while new ones are loaded
     reference = trained * size  # a second model; with LoRA, a second adapter at most
     models = weights + reference + run.adapter_size * size
     state = trained * (MOMENTS if training.stage == 0 and size == 4 else MOMENTS + COPY)
@@ -53,7 +55,7 @@ def estimate(run: PreparedRun) -> Estimates:
     return Estimates(
         parameters=parameters,
         trained=trained,
-        sampler=weights + config.samplers.cpu_kv_cache_gib * GIB + ENGINE,
+        sampler=sets * weights + config.samplers.cpu_kv_cache_gib * GIB + ENGINE,
         trainer=models / shared[3] + 2 * gradients + 2 * state / shared[1] + logits + RUNTIME,
         reward=0.0 if isinstance(run, OfflineRun) else reward_bytes(config.reward),
         checkpoint=checkpoint,

@@ -6,6 +6,7 @@ every worker before it makes the transfer engine (`worker_extension_cls`), so no
 bare `ray job submit --working-dir` finds it.
 
 A partial update leaves layers out: they keep the weights that they have. Either all of a layer's tensors come, or none.
+An update is prepared beside generation where the model can have a twin (`weight_twin`), and loaded in place elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psutil
@@ -29,10 +31,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engine import BACKEND
+from actors.weight_twin import Twin, can_have_twin, tied_heads
+from larpo.errors import CheckpointError
 
 
 @dataclass
@@ -54,12 +57,39 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
     init_info_cls = NoInitInfo
     update_info_cls = BucketFile
     backend = BACKEND
+    _twin: Future[Twin] | None = None  # loaded, or being so
 
     def init_transfer_engine(self, init_info: NoInitInfo) -> None:
-        pass
+        on_linux = sys.platform == "linux"  # on any core: the engine's own are at work
+        anywhere = (os.sched_setaffinity, (0, os.sched_getaffinity(os.getppid()))) if on_linux else ()
+        self._beside = ThreadPoolExecutor(1, "larpo-weights", *anywhere)
+
+    def prepare(self, paths: Sequence[str]) -> bool:
+        """Begin to load a twin of the model beside it; False where the model must be loaded in place."""
+        is_possible = can_have_twin(self.model)
+        self._twin = self._beside.submit(self._loaded_twin, paths) if is_possible else None
+        return is_possible
+
+    def is_prepared(self) -> bool:
+        """Raises CheckpointError where they could not be loaded; the model is then what it was."""
+        if self._twin is None or not self._twin.done():
+            return False
+        if error := self._twin.exception():
+            self._twin = None
+            raise CheckpointError(f"the new weights could not be loaded: {error!r}") from error
+        return True
+
+    @torch.no_grad()
+    def _loaded_twin(self, paths: Sequence[str]) -> Twin:
+        twin = Twin(self.model)
+        for path in paths:
+            twin.load(tensors_of(path))
+        twin.close()
+        return twin
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        if self._twin is None:
+            initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
         """Unlike the base class, does not need an accelerator to wait for."""
@@ -69,25 +99,25 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
 
     def receive_weights(self, update_info: BucketFile) -> None:
         _unsaid.is_on = update_info.partial
-        with safe_open(update_info.path, framework="pt", device="cpu") as bucket:
-            load: Callable = self.model.load_weights  # type: ignore[assignment]
-            load((name, bucket.get_tensor(name)) for name in bucket.keys())  # noqa: SIM118
+        self.model.load_weights(tensors_of(update_info.path))  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
+        if self._twin is not None:
+            twin, self._twin = self._twin.result(), None
+            self._beside.submit(twin.take_place(self.model_config).clear)
+            return
         finalize_layerwise_reload(self.model, self.model_config)
-        pack_tied_heads(self.model)
+        for head, _ in tied_heads(self.model):  # they load nothing themselves, but CPU kernels hold a packed copy
+            head.quant_method.process_weights_after_loading(head)  # type: ignore[union-attr, operator]
 
     def shutdown(self) -> None:
         pass
 
 
-def pack_tied_heads(model: torch.nn.Module) -> None:
-    """An output head tied to the embedding loads nothing itself, but CPU kernels hold a packed copy: pack it anew."""
-    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
-    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
-    for layer in layers:
-        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
-            layer.quant_method.process_weights_after_loading(layer)
+def tensors_of(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as bucket:
+        for name in bucket.keys():  # noqa: SIM118
+            yield name, bucket.get_tensor(name)
 
 
 def die_with(actor: int) -> None:
@@ -134,5 +164,13 @@ logging.getLogger(finalize_layerwise_reload.__module__).addFilter(_unsaid)
 class WeightTransferExtension:
     """Mixed into vLLM's worker; importing this module has registered the backend."""
 
+    weight_transfer_engine: SharedFileWeightEngine
+
     def larpo_die_with(self, actor: int) -> None:
         die_with(actor)
+
+    def larpo_prepare_weights(self, paths: list[str]) -> bool:
+        return self.weight_transfer_engine.prepare(paths)
+
+    def larpo_weights_are_prepared(self) -> bool:
+        return self.weight_transfer_engine.is_prepared()

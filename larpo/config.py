@@ -220,6 +220,7 @@ class Weights(Section):
     bucket_mib: Positive = 256  # weights are gathered, published and pulled in buckets of at most this size
     every_steps: Positive = 8  # overlap: async: optimizer steps between two publications within an iteration
     on_update: Literal["finish", "span"] = "finish"  # responses begun before new weights: ended first, or go on in them
+    beside: bool = True  # on CPUs: loaded beside those in use, in memory for both; else generation stops for it
 
 
 class Checkpoints(Section):

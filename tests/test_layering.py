@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"vllm", "deepspeed"}
-INSIDE_VLLM = {"actors/weight_engine.py", "actors/cpu_executor.py"}  # vLLM itself imports them
+INSIDE_VLLM = {"actors/weight_engine.py", "actors/weight_twin.py", "actors/cpu_executor.py"}  # vLLM itself imports them
 
 
 def modules(room: str) -> list[str]:

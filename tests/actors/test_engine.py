@@ -274,7 +274,35 @@ def test_a_damaged_bucket_is_refused_and_sampling_goes_on(house, publish, prompt
     assert pull_newest(house) == after
 
 
-def test_fixed_buckets_are_pulled_once_and_again_when_they_are_others(house, prompt_ids, tiny_policy, tmp_path):
+def test_weights_that_cannot_be_loaded_leave_those_in_use(house, publish, prompt_ids, tiny_policy, tmp_path):
+    before, expected = pull_newest(house), greedy(house, prompt_ids).token_ids
+    target = PublishedFolder(tmp_path / "cut", before + 1)
+    for name, value in other_model(tiny_policy, seed=5).named_parameters():
+        target.add(encode_bucket({name: value.detach()[:-1]}))
+    target.close()
+    house.get(house.store.publish_folder.remote(before + 1, str(tmp_path / "cut")))
+    running = house.sampler.sample.remote(task(prompt_ids, ((1.0, 8),), 200, key="cut"))
+    with pytest.raises(Exception, match="the new weights could not be loaded: AssertionError"):
+        pull_newest(house)
+    assert {span.version for candidate in house.get(running) for span in candidate.versions} == {before}
+    assert greedy(house, prompt_ids).token_ids == expected
+
+    after, _ = publish(seed=6)
+    assert pull_newest(house) == after
+
+
+@pytest.fixture(params=["beside", "in place"])
+def taker(request, house, place, tiny_policy):
+    """A sampler with weights of version 0 or more, which takes new ones in either way."""
+    if request.param == "beside":
+        yield house.sampler
+    else:
+        sampler, _ = place(tiny_policy, house.store, loads_beside=False)
+        yield sampler
+        kill(sampler)
+
+
+def test_fixed_buckets_are_pulled_once_and_again_when_they_are_others(house, taker, prompt_ids, tiny_policy, tmp_path):
     """Embeddings, norms and a layer's feed-forward network: the rest changes at each update, they at the last."""
     models = [other_model(tiny_policy, seed) for seed in (21, 22, 23)]
     parameters = [dict(model.named_parameters()) for model in models]
@@ -288,9 +316,9 @@ def test_fixed_buckets_are_pulled_once_and_again_when_they_are_others(house, pro
         version = house.get(house.store.newest.remote()) + 1
         folder = write_policy(tmp_path / f"policy-{version}", version, model, fixed=fixed)
         house.get(house.store.publish_folder.remote(version, str(folder)))
-        assert pull_newest(house) == version
-        pulled.append(house.get(house.sampler.stats.remote()).pull_bytes)
-        candidates = house.get(house.sampler.sample.remote(task(prompt_ids, ((1.0, 8),), 64, key=f"f{version}")))
+        assert house.get(taker.update.remote(version)) == version
+        pulled.append(house.get(taker.stats.remote()).pull_bytes)
+        candidates = house.get(taker.sample.remote(task(prompt_ids, ((1.0, 8),), 64, key=f"f{version}")))
         assert differences(model, prompt_ids, candidates).max() < FLOAT32_BOUND
     kept = sum(parameters[0][name].nbytes for name in fixed)
     assert pulled[0] == pulled[2]

@@ -23,7 +23,10 @@ class Engine:
         self.said.append(f"ends {request_id}")
         return [Sample("", (3,), (-1.0,), "stop", ())]
 
-    async def update_weights(self, version, paths, partial):
+    async def prepare_weights(self, paths, partial):
+        self.said.append("prepares")
+
+    async def swap_weights(self, version):
         self.said.append(f"takes v{version}")
         return 0.0
 
@@ -55,6 +58,6 @@ def test_responses_in_progress_end_first_where_they_are_to_and_new_prompts_wait(
     said = asyncio.run(go())
     one, two = "0000/p#1.0", "0000/p#2.0"
     if finishes:
-        assert said == [f"begins {one}", f"ends {one}", "takes v1", f"begins {two}", f"ends {two}"]
+        assert said == [f"begins {one}", "prepares", f"ends {one}", "takes v1", f"begins {two}", f"ends {two}"]
     else:
-        assert said == [f"begins {one}", "takes v1", f"begins {two}", f"ends {one}", f"ends {two}"]
+        assert said == [f"begins {one}", "prepares", "takes v1", f"begins {two}", f"ends {one}", f"ends {two}"]
