@@ -126,7 +126,7 @@ def resumed_run(location: str | Path, overrides: Sequence[str]) -> tuple[Config,
     before, wanted, folder = resumed(location, overrides, load_config, CHANGEABLE)
     workers, now = before.training.workers, wanted.training
     if now.stage == 1 and now.workers != workers:
-        raise ConfigError(f"training.workers = {now.workers}, where {workers} trained: {STAGE_1}")
+        raise ConfigError(f"training.workers = {now.workers}, where {workers} trained: {STAGE_1}; go on with {workers}")
     return wanted, folder
 
 

@@ -12,8 +12,9 @@ def settled(config: Config) -> Config:
 
     Type: a recipe that asks for GPUs gets bfloat16. On CPUs this machine speaks for all: without AVX-512 a product of
     bfloat16 matrices is made number by number, five and more times slower than in float32.
-    Stage: one worker in float32 has nothing to divide, and without ZeRO no flat copy of its weights; else 2. In
-    bfloat16 stage 0 would sum a step's gradients in bfloat16.
+    Stage: one worker in float32 has nothing to divide, and without ZeRO no flat copy of its weights: 0. In bfloat16
+    that would sum a step's gradients in bfloat16, and stage 2 copies them about in each pass: on CPUs 1, which adds
+    them up where they are, a seventh off a step. Else 2.
     """
     dtype: Literal["auto", "bfloat16", "float32"] = config.policy.dtype
     if dtype == "auto":
@@ -21,7 +22,9 @@ def settled(config: Config) -> Config:
     training = config.training
     if training.zero_stage is None:
         alone = training.workers == training.least == 1
-        training = training.model_copy(update={"zero_stage": 0 if alone and dtype == "float32" else 2})
+        stays_on_cpu = not (_asks_for_gpus(config) or config.samplers.sleep)
+        of_one = 0 if dtype == "float32" else 1 if stays_on_cpu else 2
+        training = training.model_copy(update={"zero_stage": of_one if alone else 2})
     return config.model_copy(update={"policy": config.policy.model_copy(update={"dtype": dtype}), "training": training})
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MEMORY_SLACK = 1e-6
 STAGE_1 = (
     "with training.zero_stage = 1 and bfloat16 DeepSpeed keeps the optimizer in a form that has not been seen to load"
-    " on another number of workers; set training.zero_stage=2, which takes no more memory"
+    " on another number of workers"
 )
 
 
@@ -115,7 +115,7 @@ def range_problems(config: Config) -> list[str]:
     if training.min_workers > training.workers:
         return [f"{knob}: must be at most training.workers = {training.workers}; lower it, or raise that"]
     if training.stage == 1:
-        return [f"{knob}: {STAGE_1}"]
+        return [f"{knob}: {STAGE_1}; set training.zero_stage=2, which takes no more memory"]
     asked = {name: amount for name, amount in training.resources_per_worker.items() if amount}
     parts = sorted(name for name, amount in asked.items() if amount != int(amount))
     if parts:

@@ -27,12 +27,12 @@ import torch
 from actors.zero_engine import ZeroEngine
 from larpo.config import Optimizer
 from actors.resharding import TAG
-from tests.actors.test_resharding import BATCHES, CASES, SAVED, STEPS, model
+from tests.actors.test_resharding import BATCHES, SAVED, STEPS, model
 
 folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 meeting = f"file://{folder}/meeting-{ranks}"
 torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
-for stage, dtype in CASES:
+for stage, dtype in ((int(case[0]), case[2:]) for case in sys.argv[4:]):
     settings = Optimizer(learning_rate=1e-2, eps=1e-4, weight_decay=0.1, clip_norm=0.5)
     engine = ZeroEngine(model(dtype), optimizer=settings, dtype=dtype, zero_stage=stage, ranks=ranks)
     checkpoint = folder / f"{stage}-{dtype}"
@@ -66,12 +66,13 @@ def model(dtype: str = "float32") -> torch.nn.Module:
     return torch.nn.Sequential(*layers).to(getattr(torch, dtype))
 
 
-def run(folder: Path, ranks: int) -> None:
-    """All cases by so many ranks: from the start, or from the checkpoint where there is one."""
+def run(folder: Path, ranks: int, cases=CASES) -> None:
+    """Cases by so many ranks: from the start, or from the checkpoint where there is one."""
+    names = [f"{stage}-{dtype}" for stage, dtype in cases]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rank), str(ranks)],
+            [sys.executable, "-c", WORKER, str(folder), str(rank), str(ranks), *names],
             env=environment | {"LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -107,6 +108,20 @@ def test_steps_go_on_by_another_number_of_ranks_as_if_it_had_stayed(folder, stag
     assert moved > 0.01
     assert apart / moved < (FLOAT32 if dtype == "float32" else BFLOAT16)
     assert not list(folder.glob("resharded-*"))
+
+
+def test_a_lone_rank_in_bfloat16_goes_on_as_if_it_had_never_ended(tmp_path):
+    """By stage 1, which such a rank has on a CPU, and from which no other number of ranks can go on."""
+    from actors.published import published_tensors
+
+    found = []
+    for _ in range(2):
+        run(tmp_path, 1, [(1, "bfloat16")])
+        found.append(dict(published_tensors(tmp_path / "1-bfloat16-1")))
+        (tmp_path / "meeting-1").unlink(missing_ok=True)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not torch.equal(found[0]["0.weight"], model("bfloat16").state_dict()["0.weight"])
 
 
 @pytest.mark.parametrize(("pieces", "ranks", "others"), [(0, 3, False), (2, 2, False), (2, 1, True), (2, 3, True)])

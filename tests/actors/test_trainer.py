@@ -220,7 +220,8 @@ def test_parameters_that_lie_in_pieces_over_the_ranks_give_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage"), [(2, 2), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow)]
+    ("ranks", "stage"),
+    [(1, 1), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((1, 0), (2, 2), (2, 3)))],
 )
 def test_bfloat16_stays_near_the_float32_steps(train, trainer_config, plain, lists, start, tmp_path, ranks, stage):
     """By the length of the difference, over that of the change: the largest one is a matter of rounding."""

@@ -197,7 +197,7 @@ def test_dropout_does_not_depend_on_the_number_of_ranks(train, lora_config, one_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_bfloat16_adapters_stay_near_the_float32_steps(train, lora_config, plain, lists, start, tmp_path, stage):
     """By the adapters' change of the adapted weights, before bfloat16 rounds their sum with the base."""
     from safetensors.torch import load

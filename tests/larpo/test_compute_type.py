@@ -38,10 +38,12 @@ def test_a_type_that_is_given_stays(dtype):
     ("overrides", "stage"),
     [
         (["policy.dtype=float32"], 0),
-        (["policy.dtype=bfloat16"], 2),
+        (["policy.dtype=bfloat16"], 1),
+        (["policy.dtype=bfloat16", "training.resources_per_worker={GPU: 1}"], 2),
+        (["policy.dtype=bfloat16", "training.workers=2"], 2),
         (["policy.dtype=float32", "training.workers=2"], 2),
         (["policy.dtype=float32", "training.zero_stage=3"], 3),
     ],
 )
-def test_a_lone_worker_in_float32_trains_without_zero(overrides, stage):
+def test_a_lone_worker_divides_nothing(overrides, stage):
     assert settled(load_config("quickstart", overrides)).training.stage == stage
