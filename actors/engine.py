@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from larpo.config import Config
-from larpo.errors import SamplerError
+from larpo.errors import CheckpointError, SamplerError
 from larpo.types import FinishReason, VersionSpan
 
 CPU_BLOCK = 32  # tokens: the smallest block of the KV cache that vLLM's CPU kernels take
@@ -135,19 +135,24 @@ class Engine:
             raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
         return [_sample(output) for output in outputs]
 
-    async def prepare_weights(self, bucket_files: Sequence[Path], *, partial: bool = False) -> None:
-        """Load new weights beside those in use, where the options and the model allow it (`weight_twin`); else
-        `swap_weights` loads them. The files must stay until then.
+    async def prepare_weights(self, bucket_files: Sequence[Path], *, partial: bool = False) -> bool:
+        """Load new weights beside those in use, where the options and the model allow it (`weight_twin`), and return
+        True; else `swap_weights` loads them, and the files must stay until then.
 
-        `partial`: layers without a tensor in the buckets keep what they have. After an error the engine goes on with
-        the weights that it has.
+        `partial`: layers without a tensor in the buckets keep what they have. Raises CheckpointError for weights that
+        do not load; the engine goes on with those that it has.
         """
         paths = [str(path) for path in bucket_files]
         ask = self._llm.collective_rpc
         is_beside = self._loads_beside and all(await ask("larpo_prepare_weights", args=(paths,)))
-        while is_beside and not all(await ask("larpo_weights_are_prepared")):
+        found: list[bool | str] = [not is_beside]  # of each worker
+        while not all(found):
             await asyncio.sleep(PREPARED_LOOK_S)
+            found = await ask("larpo_weights_are_prepared")
+        if errors := [answer for answer in found if isinstance(answer, str)]:
+            raise CheckpointError(errors[0])
         self._to_load = () if is_beside else tuple({"path": path, "partial": partial} for path in paths)
+        return is_beside
 
     async def swap_weights(self, version: int) -> float:
         """Put the prepared weights under the running requests: they are paused, kept, and go on under the new version.

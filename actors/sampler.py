@@ -45,7 +45,7 @@ class SamplerStats:
     busy_seconds: float
     pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
     pull_bytes: int  # of the newest weight update
-    pause_seconds: float  # of the newest weight update: nothing was generated
+    pause_seconds: float  # of the newest weight update: nothing was generated; between the two, weights are loaded
     spans: tuple[tuple[str, float, float], ...]
     memory_bytes: int = 0  # that its processes hold
     first_token_seconds: float = 0.0  # from its first prompt to the engine's first token
@@ -158,7 +158,8 @@ class Sampler:
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
         self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in wanted)
         try:
-            await self._engine.prepare_weights(paths, partial=len(wanted) < len(buckets))
+            if await self._engine.prepare_weights(paths, partial=len(wanted) < len(buckets)):
+                _unlink(paths)
             if self._finishes:
                 self._takes_prompts.clear()
                 await self._idle.wait()
@@ -166,8 +167,7 @@ class Sampler:
             self._fixed = fixed
         finally:
             self._takes_prompts.set()
-            for path in paths:
-                path.unlink(missing_ok=True)
+            _unlink(paths)
 
     async def stats(self) -> SamplerStats:
         """Counters so far; raises when the engine's own processes have died."""
@@ -246,3 +246,8 @@ def shared_memory_folder() -> Path:
     """Where files live in memory; the temporary folder on systems without /dev/shm."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() else Path(tempfile.gettempdir())
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

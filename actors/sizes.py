@@ -43,7 +43,7 @@ def estimate(run: PreparedRun) -> Estimates:
     trained = run.adapter_size or parameters
     weights = parameters * size
     on_gpu = config.samplers.resources.get("GPU", 0) > 0
-    sets = 2 if config.weights.beside and not on_gpu else 1  # of weights, while new ones are loaded
+    sets = 1 if on_gpu else 3 if config.weights.beside else 2  # in use, on their way and, beside those in use, loaded
     reference = trained * size  # a second model; with LoRA, a second adapter at most
     models = weights + reference + run.adapter_size * size
     state = trained * (MOMENTS if training.stage == 0 and size == 4 else MOMENTS + COPY)

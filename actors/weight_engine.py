@@ -70,21 +70,26 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
         self._twin = self._beside.submit(self._loaded_twin, paths) if is_possible else None
         return is_possible
 
-    def is_prepared(self) -> bool:
-        """Raises CheckpointError where they could not be loaded; the model is then what it was."""
+    def is_prepared(self) -> bool | str:
+        """Or what went wrong; the model is then what it was. An error raised here would leave the answers of other
+        workers of the engine with the next question."""
         if self._twin is None or not self._twin.done():
             return False
         if error := self._twin.exception():
             self._twin = None
-            raise CheckpointError(f"the new weights could not be loaded: {error!r}") from error
+            return str(error)
         return True
 
     @torch.no_grad()
     def _loaded_twin(self, paths: Sequence[str]) -> Twin:
         twin = Twin(self.model)
-        for path in paths:
-            twin.load(tensors_of(path))
-        twin.close()
+        try:
+            for path in paths:
+                twin.load(tensors_of(path))
+            twin.close()
+        except Exception as error:
+            twin.release()
+            raise CheckpointError(f"new weights could not be loaded, at {twin.newest}: {error!r}") from error
         return twin
 
     def start_weight_update(self) -> None:
@@ -104,7 +109,8 @@ class SharedFileWeightEngine(WeightTransferEngine[NoInitInfo, BucketFile]):
     def finish_weight_update(self) -> None:
         if self._twin is not None:
             twin, self._twin = self._twin.result(), None
-            self._beside.submit(twin.take_place(self.model_config).clear)
+            twin.take_place(self.model_config)
+            self._beside.submit(twin.release)
             return
         finalize_layerwise_reload(self.model, self.model_config)
         for head, _ in tied_heads(self.model):  # they load nothing themselves, but CPU kernels hold a packed copy
@@ -172,5 +178,5 @@ class WeightTransferExtension:
     def larpo_prepare_weights(self, paths: list[str]) -> bool:
         return self.weight_transfer_engine.prepare(paths)
 
-    def larpo_weights_are_prepared(self) -> bool:
+    def larpo_weights_are_prepared(self) -> bool | str:
         return self.weight_transfer_engine.is_prepared()

@@ -48,7 +48,11 @@ def _can_have_twin(layer: Module) -> bool:
 
 
 class Twin:
-    """A model's layers without weights, which share all else with it."""
+    """A model's layers without weights, which share all else with it.
+
+    Its tensors and layers refer to each other: `release` it at the end, or they stay until Python looks for such rings,
+    which in an engine is seldom.
+    """
 
     def __init__(self, model: Module) -> None:
         self._pairs = [(layer, _blank(layer)) for layer in model.modules()]
@@ -58,11 +62,16 @@ class Twin:
         for _, twin in self._pairs:
             initialize_online_processing(twin)
         self._model, self._twins = twins[id(model)], twins
-        self._live = model
+        self._live, self._replaced = model, list[Any]()
+        self.newest = ""  # name of the tensor that was asked for last
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Tensors by their checkpoint names; a layer that has all of its own is packed at once."""
-        self._model.load_weights(tensors)  # type: ignore[operator]
+        self._model.load_weights(self._noted(tensors))  # type: ignore[operator]
+
+    def _noted(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for self.newest, tensor in tensors:
+            yield self.newest, tensor
 
     def close(self) -> None:
         """After the last tensor: pack what waits for padding that is never loaded, and heads tied to an embedding."""
@@ -77,35 +86,40 @@ class Twin:
                 head.quant_method.process_weights_after_loading(twin)  # type: ignore[union-attr, operator]
                 get_layerwise_info(twin).reset()
 
-    def take_place(self, model_config: ModelConfig) -> list[Any]:
+    def take_place(self, model_config: ModelConfig) -> None:
         """In the model, whose layers without new tensors keep what they have.
 
-        Returns what was replaced: to give so much memory back takes longer than all else here.
+        What was replaced stays until `release`: to give so much memory back takes longer than all else here.
         """
-        replaced: list[Any] = []
         for layer, twin in self._pairs:
             if not _is_loaded(twin):
                 continue
             for name, new in twin._parameters.items():
                 if new is not None:
                     old: Any = layer._parameters[name]
-                    replaced.append(old.data)
+                    self._replaced.append(old.data)
                     old.data = new.data
             layer._buffers.update(
                 (n, new) for n, new in twin._buffers.items() if n not in twin._non_persistent_buffers_set
             )
             held = vars(layer)
             made = {name: new for name, new in vars(twin).items() if name not in OWN and new is not held.get(name)}
-            replaced += [held.get(name) for name in made]
+            self._replaced += [held.get(name) for name in made]
             held.update(made)
         for layer in self._live.modules():
             if is_deferred_attention_layer(layer):
                 layer.process_weights_after_loading(model_config.dtype)  # type: ignore[operator]
-        return replaced
+
+    def release(self) -> None:
+        """Give back the memory of what was replaced, or never came to its place; the twin is of no more use."""
+        self._replaced.clear()
+        for _, twin in self._pairs:
+            get_layerwise_info(twin).reset()
+            vars(twin).clear()
 
 
 def _blank(layer: Module) -> Module:
-    """The layer with places for its tensors; a linear layer's bias, of which vLLM keeps no record, gets memory here."""
+    """The layer with places for its tensors; of a linear layer's bias vLLM keeps no record: it is copied."""
     twin = type(layer).__new__(type(layer))
     vars(twin).update(vars(layer))
     twin._parameters, twin._buffers = {}, {}
@@ -120,16 +134,16 @@ def _blank(layer: Module) -> Module:
         twin.register_buffer(name, restore_layer_refs(to_meta_tensor(place), twin), persistent=is_kept)
     for name, parameter in layer._parameters.items():
         if name not in twin._parameters:
-            twin.register_parameter(name, parameter if name in SKIP_LOAD_TENSORS else _room_for(parameter))
+            twin.register_parameter(name, parameter if name in SKIP_LOAD_TENSORS else _copied(parameter))
     return twin
 
 
-def _room_for(parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
+def _copied(parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
     if parameter is None:
         return None
-    room = torch.empty_like(parameter.data)
-    room.__class__, room.__dict__ = parameter.__class__, dict(vars(parameter))
-    return room  # type: ignore[return-value]
+    copy = parameter.data.clone()
+    copy.__class__, copy.__dict__ = parameter.__class__, dict(vars(parameter))
+    return copy  # type: ignore[return-value]
 
 
 def _is_loaded(twin: Module) -> bool:

@@ -160,9 +160,7 @@ class Training(Section):
     resize_s: Seconds = 60.0  # between looks for room to grow again, which costs the steps since the last checkpoint
     resources_per_worker: Resources = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0: as many as it has CPUs
-    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = (
-        None  # DeepSpeed ZeRO; 2, or for a lone worker on a CPU 0 or 1
-    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None  # DeepSpeed ZeRO; 2, or less for a lone worker
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     max_failures: Annotated[int, Field(ge=0)] = 3  # restarts of the worker group before the run gives up
     max_bad_steps: Positive = 3  # steps in a row with a loss or gradient that is not finite

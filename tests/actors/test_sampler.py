@@ -25,6 +25,7 @@ class Engine:
 
     async def prepare_weights(self, paths, partial):
         self.said.append("prepares")
+        return True
 
     async def swap_weights(self, version):
         self.said.append(f"takes v{version}")
