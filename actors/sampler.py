@@ -45,7 +45,7 @@ class SamplerStats:
     busy_seconds: float
     pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
     pull_bytes: int  # of the newest weight update
-    pause_seconds: float  # of the newest weight update: nothing was generated; between the two, weights are loaded
+    pause_seconds: float  # of the newest weight update: nothing was generated
     spans: tuple[tuple[str, float, float], ...]
     memory_bytes: int = 0  # that its processes hold
     first_token_seconds: float = 0.0  # from its first prompt to the engine's first token

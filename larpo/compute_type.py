@@ -14,7 +14,7 @@ def settled(config: Config) -> Config:
     bfloat16 matrices is made number by number, five and more times slower than in float32.
     Stage: one worker in float32 has nothing to divide, and without ZeRO no flat copy of its weights: 0. In bfloat16
     that would sum a step's gradients in bfloat16, and stage 2 copies them about in each pass: on CPUs 1, which adds
-    them up where they are, a seventh off a step. Else 2.
+    them up where they are. Else 2.
     """
     dtype: Literal["auto", "bfloat16", "float32"] = config.policy.dtype
     if dtype == "auto":
