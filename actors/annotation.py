@@ -181,7 +181,7 @@ class Annotation:
             fingerprint = reward_fingerprint(group, rewards.fingerprint, joint=rewards.joint)
             for candidate, reward in zip(group, given, strict=True):
                 if reward.failure:
-                    self._progress.reward_failed(candidate.id, reward.failure)
+                    self._progress.reward_failed(self._iteration, candidate.id, reward.failure)
                 scored[candidate.id] = candidate.replace(reward=reward.value, reward_fingerprint=fingerprint)
         whole = [[scored.get(candidate.id, candidate) for candidate in item.candidates] for item in lists]
         ranked = [rank(of, seed=seed, prompt_id=item.prompt.id) for of, item in zip(whole, lists, strict=True)]

@@ -161,7 +161,7 @@ async def _answer(
     (rewards,) = await cast.rewards.rank([(prompt, [candidate.text for candidate in candidates])])
     for candidate, reward in zip(candidates, rewards, strict=True):
         if reward.failure:
-            progress.reward_failed(candidate.id, reward.failure)
+            progress.reward_failed(progress.iteration, candidate.id, reward.failure)
     progress.ranked += 1
     return candidates, tuple(reward.value for reward in rewards)
 

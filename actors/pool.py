@@ -193,20 +193,32 @@ class SamplerPool(Membership):
 
     async def _update(self, member: Member) -> None:
         actor = member.actor
-        limit, knob = self._timeouts.weights_s, "timeouts.weights_s"
-        if member.in_flight:  # which may have to end first
-            limit, knob = limit + self._samplers.lease_s, f"{knob}, and the lease of what it had begun"
         if not member.is_leaving:
             member.status = "updating"
         try:
-            member.version = await asyncio.wait_for(result(actor.update.remote(self._version)), limit)
+            member.version = await self._taken(member, actor)
             if member.status == "updating":
                 member.status = "ready"
-        except TimeoutError:
-            late = PhaseTimeout(f"no weight update within {limit:g} s ({knob})")
-            self._refused(member, actor, late)
         except Exception as error:
             self._refused(member, actor, error)
+
+    async def _taken(self, member: Member, actor: Any) -> int:
+        """The version that a sampler then has; late, it has the lease of its prompts too, which may have to end first.
+
+        It goes on taking prompts until the weights are loaded. Raises PhaseTimeout.
+        """
+        limit, knob = self._timeouts.weights_s, "timeouts.weights_s"
+        call = asyncio.ensure_future(result(actor.update.remote(self._version)))
+        try:
+            await asyncio.wait({call}, timeout=limit)
+            if not call.done() and member.in_flight:
+                limit, knob = limit + self._samplers.lease_s, f"{knob}, and the lease of what it had begun"
+                await asyncio.wait({call}, timeout=self._samplers.lease_s)
+            if not call.done():
+                raise PhaseTimeout(f"no weight update within {limit:g} s ({knob})")
+            return call.result()
+        finally:
+            call.cancel()
 
     def _refused(self, member: Member, actor: Any, error: Exception) -> None:
         if member.is_leaving:

@@ -178,12 +178,12 @@ class Progress:
         self._alarms.append(redact(f"{actor}: {reason.splitlines()[0]}")[:200])
         self._telemetry.log("failure", actor=actor, reason=reason)
 
-    def reward_failed(self, candidate: str, reason: str) -> None:
+    def reward_failed(self, iteration: int, candidate: str, reason: str) -> None:
         """The first few failures are told one by one, all are counted."""
         self._reward_failures += 1
         if self._reward_failures <= FAILURES_NAMED:
             self.alarm(f"reward of {candidate} failed: {reason}")
-        self._telemetry.log("lists", {"reward/failures": 1.0}, iteration=self.iteration)
+        self._telemetry.log("lists", {"reward/failures": 1.0}, iteration=iteration)
 
     def say(self, line: str) -> None:
         self._telemetry.say(line)

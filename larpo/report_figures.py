@@ -16,11 +16,17 @@ _Z = 1.96  # half-length of a 95% normal interval in standard errors
 
 
 def figures(log: RunLog, gap_alarm: float | None) -> dict[str, str]:
-    """All figures of a report by a short name, in its order; the last is the timeline."""
+    """All figures of a report by a short name, in its order; the last is the timeline.
+
+    Staleness is among them where a list had any.
+    """
     names = ("loss", "reference", "ranker", "staleness", "log_prob_gap", "step_time")
+    training = dict(zip(names, training_figures(log, gap_alarm), strict=True))
+    if not any(record.get("train/staleness_max") for record in log.steps):
+        del training["staleness"]
     return {
         "reward": reward_figure(log),
-        **dict(zip(names, training_figures(log, gap_alarm), strict=True)),
+        **training,
         "hardness": hardness_figure(log),
         "busy_time": timeline_figure(log),
     }

@@ -80,6 +80,20 @@ def test_another_model_is_asked_for_what_it_has_not_scored_alone(annotation, mak
     assert sorted(pool.asked[1]) == texts(old)
 
 
+def test_a_failed_reward_of_an_early_list_is_told_under_its_own_iteration(make_list):
+    class Fails(Pool):
+        async def rank(self, requests):
+            return [[Reward(0.0, failure="no answer")] * len(texts) for _, texts in requests]
+
+    told = []
+    run = SimpleNamespace(config=Config())
+    progress = SimpleNamespace(iteration=0, reward_failed=lambda *failure: told.append(failure))
+    early = Annotation(SimpleNamespace(run=run, rewards=Fails(joint=False)), progress, 1)
+    new = fresh(make_list, 1, 2)
+    asyncio.run(early._ranked([new]))
+    assert told == [(1, candidate.id, "no answer") for candidate in new.candidates]
+
+
 def test_sampling_follows_a_pool_that_grows_and_shrinks():
     """A sampler that joins in the middle has prompts at once; none is lost or sampled twice, whoever comes and goes."""
 

@@ -288,6 +288,38 @@ def test_a_sampler_that_does_not_take_new_weights_is_replaced(refusal):
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("begun", ["before the update", "after it was begun"])
+def test_new_weights_may_wait_for_responses_beyond_the_limit_of_an_update(begun):
+    async def go():
+        answered, limit = asyncio.Event(), 0.05
+
+        async def answers(task):
+            await answered.wait()
+            return [task.key]
+
+        async def takes(version):
+            await answered.wait()
+            return version
+
+        house = House(Double("patient", sample=answers, update=takes), timeouts={"weights_s": limit})
+        await house.pool.start()
+        if begun == "before the update":
+            asked = house.sample("1")
+            await settled()
+        update = asyncio.create_task(house.pool.update(7))
+        await settled()
+        if begun == "after it was begun":
+            asked = house.sample("1")
+        await asyncio.sleep(3 * limit)
+        answered.set()
+        await asyncio.wait_for(update, 5)
+        assert await asked == [["1"]]
+        assert not house.failures
+        assert house.pool.members[0].version == 7
+
+    asyncio.run(go())
+
+
 def test_a_replacement_that_starts_while_weights_change_comes_with_the_new_ones():
     async def go():
         started, updates = asyncio.Event(), []

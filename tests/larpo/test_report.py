@@ -23,6 +23,7 @@ from larpo.report_figures import (
     boundaries,
     evaluated,
     evaluated_by_step,
+    figures,
     reward_figure,
     steps_behind,
     training_reward,
@@ -204,6 +205,12 @@ def test_a_whole_run_has_every_section_and_nothing_missing(whole_page: Page) -> 
     assert whole_page.tags.count("img") == 9
     assert "missing" not in whole_page.classes
     assert "no final record" not in whole_page.text
+
+
+def test_staleness_is_drawn_of_a_run_in_which_lists_were_stale() -> None:
+    drawn = figures(make_run_log(run_records()), gap_alarm=None)
+    on_time = [{**record, "train/staleness_max": 0.0} for record in run_records()]
+    assert list(drawn.keys() - figures(make_run_log(on_time), gap_alarm=None).keys()) == ["staleness"]
 
 
 def test_the_headline_has_the_numbers_of_the_done_record(whole_page: Page) -> None:
