@@ -184,7 +184,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    kind = torch.backends.cpu.get_cpu_capability()
+    has_amx = any("amx_bf16" in line.split() for line in lines if line.startswith("flags"))  # matrices of bfloat16
+    kind = torch.backends.cpu.get_cpu_capability() + ", AMX" * has_amx
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -215,12 +215,7 @@ def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp
         assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
         assert spans[-1].end == length
         assert all(span.start < span.end for span in spans)
-    across = [candidate for candidate in candidates if len(candidate.versions) == 2]
-    assert across
-    for candidate in across:
-        start = candidate.versions[1].start
-        assert differences(old, prompt_ids, [candidate])[:start].max() < FLOAT32_BOUND
-        assert differences(new, prompt_ids, [candidate])[start:].max() < FLOAT32_BOUND
+    assert agree_across_versions(candidates, {before: old, after: new}, prompt_ids)
 
     second = greedy(house, prompt_ids)
     assert second.versions == (VersionSpan(0, len(second.token_ids), after),)
@@ -229,6 +224,16 @@ def test_an_update_in_flight(house, publish, place, prompt_ids, tiny_policy, tmp
     fresh, _ = place(tmp_path / "fresh", place_store())
     assert greedy(house, prompt_ids, fresh).token_ids == second.token_ids
     kill(fresh)
+
+
+def agree_across_versions(candidates, models, prompt_ids):
+    """Those sampled under two versions; each span's tokens have the log-probabilities of its version's model."""
+    across = [candidate for candidate in candidates if len(candidate.versions) == 2]
+    for candidate in across:
+        for span in candidate.versions:
+            difference_N = differences(models[span.version], prompt_ids, [candidate])
+            assert difference_N[span.start : span.end].max() < FLOAT32_BOUND
+    return across
 
 
 def current_model(house, tiny_policy):
@@ -350,6 +355,22 @@ def test_an_engine_over_two_workers_samples_takes_weights_and_ends_as_one(
     assert len(workers) == 2
     kill(sampler)
     assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_takes_new_weights_in_flight(house, publish, place, prompt_ids, tiny_policy):
+    """The compiled code reads the weights that have taken the place of those that it was compiled with."""
+    before, old = publish(seed=4)
+    compiled, _ = place(tiny_policy, house.store, version=before, enforce_eager=False)
+    running = [compiled.sample.remote(task(prompt_ids, ((1.0, 16),), 300, key=f"c{n}")) for n in range(8)]
+    house.wait(running, num_returns=1)
+    after, new = publish(seed=5)
+    assert house.get(compiled.update.remote(after)) == after
+    candidates = [candidate for answer in house.get(running) for candidate in answer]
+    assert agree_across_versions(candidates, {before: old, after: new}, prompt_ids)
+    fresh = house.get(compiled.sample.remote(task(prompt_ids, ((1.0, 8),), 64, key="fresh")))
+    assert differences(new, prompt_ids, fresh).max() < FLOAT32_BOUND
+    kill(compiled)
 
 
 @pytest.mark.slow
