@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ _ADVICE = re.compile(r" Some common causes include:.*", re.DOTALL)
 _EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*)", re.DOTALL)
 _HEADER = (":job_id:", ":actor_name:", ":task_name:")  # lines that Ray writes for its own use
 _UNSAID = "it died, and Ray does not say why"
+_SILENT, _GONE = "does not answer", "is gone, and its log with it"  # said of a node
+_UNAVAILABLE = "is unavailable"  # Ray's word for an actor that it does not reach, and of which it knows no more
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,12 @@ async def told(said: str, actor_id: str | None, memory_bytes: int = 0) -> str:
         return said or _UNSAID
     memory = remains.memory_bytes or memory_bytes
     held = f"; it last held {memory / 2**30:.1f} GiB of memory" if memory else ""
-    log = await _last_lines(remains)
-    if log is None:
-        return f"its node {remains.node[:12]} does not answer{held}\n    {said or remains.ended or _UNSAID}"
-    return "\n".join([(said or remains.ended or _UNSAID) + held, *(f"    {line}" for line in log)])
+    ended, log = said or remains.ended or _UNSAID, await _last_lines(remains)
+    if not isinstance(log, str):
+        return "\n".join([ended + held, *(f"    {line}" for line in log)])
+    node = f"its node {remains.node[:12]} {log}"
+    first, then = (node, ended) if log == _SILENT or _UNAVAILABLE in ended else (ended, node)
+    return f"{first}{held}\n    {then}"
 
 
 def how_it_ended(message: str) -> str:
@@ -144,21 +148,24 @@ async def _found(actor_id: str) -> Remains | None:
         return None
 
 
-async def _last_lines(remains: Remains) -> Sequence[str] | None:
-    """Of what it wrote to its two log files, or why they cannot be had; None when its node does not answer.
+async def _last_lines(remains: Remains) -> list[str] | str:
+    """Of what it wrote to its two log files, or why they cannot be had: a string where it is for its node.
 
     A machine that goes without a word is silent for half a minute before Ray knows that it is gone.
     """
     import ray
+    from ray.exceptions import TaskUnschedulableError
 
     try:
         if remains.node == ray.get_runtime_context().get_node_id():
             return await asyncio.to_thread(read_log, remains.worker)
         if remains.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
-            return [f"its node {remains.node[:12]} is gone, and its log with it"]
+            return _GONE
         return await asyncio.wait_for(answer(placement.on_node(remains.node, read_log, remains.worker)), LOOK_S)
     except TimeoutError:
-        return None
+        return _SILENT
+    except TaskUnschedulableError:  # it went while it was asked
+        return _GONE
     except Exception as error:
         return [f"its log on node {remains.node[:12]} cannot be had ({type(error).__name__})"]
 

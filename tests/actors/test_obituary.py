@@ -12,10 +12,11 @@ import pytest
 
 from actors import placement, training_group
 from actors.cast import TrainingCast
-from actors.obituary import how_it_ended, obituary, read_log
+from actors.obituary import Remains, how_it_ended, obituary, read_log
 from actors.vitals import memory_of_this_process
 from larpo.config import Config
 from larpo.errors import TrainingError
+from larpo.events import failure_kind
 
 
 class Mortal:
@@ -84,6 +85,23 @@ def test_without_rays_words_it_says_so():
     assert how_it_ended("The actor died.\n\tclass_name: A\nIts node has died.") == "Its node has died."
 
 
+def test_an_actor_out_of_reach_whose_node_goes_while_it_is_asked_for_its_log_was_lost_with_it(local_ray, monkeypatch):
+    """Ray's tables show the node for a moment more."""
+    other = Remains("0" * 56, "1" * 56, "", 0)
+
+    def unschedulable(*_):
+        raise local_ray.exceptions.TaskUnschedulableError("the node does not exist any more")
+
+    monkeypatch.setattr("actors.obituary._remains", lambda _: other)
+    monkeypatch.setattr(local_ray, "nodes", lambda: [{"NodeID": other.node, "Alive": True}])
+    monkeypatch.setattr(placement, "on_node", unschedulable)
+    error = local_ray.exceptions.ActorUnavailableError("RPC error: Connection refused", b"2" * 16)
+    told = asyncio.run(obituary(error))
+    assert told.splitlines()[0] == "its node 000000000000 is gone, and its log with it"
+    assert "Connection refused" in told
+    assert failure_kind("sampler-1", told) == "node"
+
+
 @pytest.mark.slow
 def test_the_log_is_read_on_the_actors_node_and_a_node_that_is_gone_is_told_of(tmp_path):
     """Two Ray nodes on this machine; the log files of the second are found through it alone."""
@@ -111,7 +129,15 @@ def on_two_nodes() -> None:
             error = caught
         assert asyncio.run(obituary(error)).splitlines()[1:] == LOG
         cluster.remove_node(other)
-        assert asyncio.run(obituary(error)).splitlines()[1].strip().endswith("is gone, and its log with it")
+        gone = f"its node {other.node_id[:12]} is gone, and its log with it"
+        assert asyncio.run(obituary(error)).splitlines()[1].strip() == gone
+        unreached = ray.exceptions.ActorUnavailableError("no connection", actor._actor_id.binary())
+        assert asyncio.run(obituary(unreached, actor)).splitlines()[0] == gone
+        try:
+            ray.get(placement.on_node(other.node_id, read_log, "no such worker"))
+        except ray.exceptions.TaskUnschedulableError:
+            return
+        raise AssertionError("a task ran on a node that is gone")
     finally:
         ray.shutdown()
         cluster.shutdown()
