@@ -116,8 +116,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
     if destination.exists() and not replaceable:
         raise DataError(f"{destination}: is there already and is no model folder; give another place, or remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    beside = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}"
-    new, old = beside.with_suffix(".new"), beside.with_suffix(".old")
+    own = f".{destination.name}.{uuid.uuid4().hex[:8]}"  # not what another makes, or a killed one has left
+    new, old = (destination.parent / f"{own}.{which}" for which in ("new", "old"))
     new.mkdir()
     try:
         yield new

@@ -339,6 +339,17 @@ def test_a_model_is_replaced_and_anything_else_is_not(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes"]
 
 
+def test_a_folder_that_another_is_making_or_has_left_unfinished_is_in_nobodys_way(tmp_path):
+    with new_folder(tmp_path / "model-1.5") as unfinished:
+        with new_folder(tmp_path / "model-1.5") as whole:
+            (whole / "config.json").write_text("1")
+        assert unfinished.is_dir()
+        assert (tmp_path / "model-1.5" / "config.json").read_text() == "1"
+        (unfinished / "config.json").write_text("2")
+    assert (tmp_path / "model-1.5" / "config.json").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["model-1.5"]
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
