@@ -39,7 +39,7 @@ FAILURE_KINDS: Mapping[str, str] = {
 }
 
 
-_SIGNS = (  # in the first line of a reason: the knob whose limit was passed, or Ray's words for a node that is gone
+_SIGNS = (  # in the first line of a reason: the knob whose limit was passed, or words for a node that is gone
     ("lease", re.compile(r"samplers\.lease_s")),
     ("weights", re.compile(r"timeouts\.weights_s")),
     ("node", re.compile(r"(?i)\bnode (has died|is dead|was terminated|\w+ (does not answer|is gone))|NODE_DIED")),
