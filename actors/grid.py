@@ -42,6 +42,7 @@ _OF_THE_MACHINE = (
     "reward.timeout_s",
     "training.threads",
     "training.zero_stage",  # stages differ by rounding
+    "training.shared_row_tokens",  # and rows
 )
 _HARDNESS = ("lists/reward_gap", "lists/overlap", "lists/reward_mean", "lists/reward_best", "lists/size")
 

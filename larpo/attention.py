@@ -2,8 +2,9 @@
 
 Three ways to the same rule, by the model's `attn_implementation`:
 
-- `larpo_segments` (CPU): one attention call a segment, on the prompt's keys and its own. No mask is larger than prompt
-  and response, and what one would throw away is not computed. Serves softcaps (Gemma-2) and sliding windows too.
+- `larpo_segments` (CPU): an attention call for prompt and first response, and one for each other response, on the
+  prompt's keys and its own. No mask is larger than prompt and response, and what one would throw away is not computed.
+  Serves softcaps (Gemma-2) and sliding windows too.
 - `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
 - `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.
 
@@ -33,6 +34,7 @@ SEGMENTS = "larpo_segments"
 
 LayerMask = Tensor | BlockMask
 
+FLOAT32_KEYS = 320  # of a span: up to so many, pass and gradient are faster in float32 than in half precision
 MASK_STEP = 256  # tokens by which the shared masks grow
 _SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # for the longest prompt and response so far
 
@@ -106,35 +108,58 @@ def segment_attention(
         plain = sdpa_attention_forward if softcap is None else _plain_softcapped
         options = {"sliding_window": sliding_window, "softcap": softcap, **kwargs}
         return plain(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, dropout, scaling, **options)
-    signed = attention_mask.flatten().tolist()
-    lengths = [abs(length) for length in signed]
-    segments = list(zip(*(x.split(lengths, dim=2) for x in (query_1HTD, key_1GTD, value_1GTD)), strict=True))
+    lists = list(_spans(attention_mask.flatten().tolist()))
+    inputs = query_1HTD, key_1GTD, value_1GTD
+    if _is_faster_in_float32(query_1HTD, lists):
+        inputs = query_1HTD.float(), key_1GTD.float(), value_1GTD.float()
+    sizes = [length for _, lengths in lists for length in lengths]
+    parts = zip(*(x.split(sizes, dim=2) for x in inputs), strict=True)
     outputs: list[Tensor] = []
-    for start, end in _lists(signed):
-        outputs += _attend_list(segments[start:end], dropout, scaling, sliding_window, softcap)
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+    for prompt_length, lengths in lists:
+        spans = list(itertools.islice(parts, len(lengths)))
+        outputs += _attend_list(prompt_length, spans, dropout, scaling, sliding_window, softcap)
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1).to(query_1HTD.dtype), None
 
 
-def _lists(signed_lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first segment of each list, its prompt, and the one after its last."""
+def _spans(signed_lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Of each list the length of its prompt, and those of its spans: prompt and first response, then each response.
+
+    >>> list(_spans([-5, 2, 3, -4, 1]))
+    [(5, [7, 3]), (4, [5])]
+    """
     prompts = [number for number, length in enumerate(signed_lengths) if length < 0]
-    yield from itertools.pairwise([*prompts, len(signed_lengths)])
+    for start, end in itertools.pairwise([*prompts, len(signed_lengths)]):
+        first, *others = signed_lengths[start + 1 : end]
+        yield -signed_lengths[start], [first - signed_lengths[start], *others]
+
+
+def _is_faster_in_float32(query: Tensor, lists: Sequence[tuple[int, Sequence[int]]]) -> bool:
+    """Whether a CPU's fused kernels, whose backward pass is slow over few keys in half precision, should get float32.
+
+    Without a gradient to come too: the reference's pass is to round as the policy's does.
+    """
+    if query.dtype.itemsize > 2 or query.device.type != "cpu":
+        return False
+    keys = (max(first, *(prompt + length for length in others), 0) for prompt, (first, *others) in lists)
+    return max(keys) <= FLOAT32_KEYS
 
 
 def _attend_list(
-    segments: Sequence[tuple[Tensor, Tensor, Tensor]],
+    prompt_length: int,
+    spans: Sequence[tuple[Tensor, Tensor, Tensor]],
     dropout: float,
     scaling: float | None,
     sliding_window: int | None,
     softcap: float | None,
 ) -> Iterator[Tensor]:
-    """What each segment of one list attends to, [1, H, Q, D]: (query, key, value) of the prompt, then of responses."""
-    query, prompt_key, prompt_value = segments[0]
-    prompt_length = query.shape[2]
-    windowed = sliding_window is not None and sliding_window < prompt_length
-    mask_QK = _causal_mask(0, prompt_length, sliding_window, query) if windowed else None
-    yield _attend(query, prompt_key, prompt_value, mask_QK, dropout, scaling, softcap)
-    for query, key, value in segments[1:]:
+    """What each span of one list attends to, [1, H, Q, D], from its (query, key, value): the first is plain causal."""
+    query, key, value = spans[0]
+    length = query.shape[2]
+    windowed = sliding_window is not None and sliding_window < length
+    mask_QK = _causal_mask(0, length, sliding_window, query) if windowed else None
+    yield _attend(query, key, value, mask_QK, dropout, scaling, softcap)
+    prompt_key, prompt_value = key[:, :, :prompt_length], value[:, :, :prompt_length]
+    for query, key, value in spans[1:]:
         key, value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
         mask_QK = _causal_mask(prompt_length, query.shape[2], sliding_window, query)
         yield _attend(query, key, value, mask_QK, dropout, scaling, softcap)

@@ -12,7 +12,15 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from larpo.attention import SEGMENTS, _additive_mask, _causal_mask, attention_implementation, packed_attention_mask
+from larpo.attention import (
+    FLOAT32_KEYS,
+    SEGMENTS,
+    _additive_mask,
+    _causal_mask,
+    attention_implementation,
+    packed_attention_mask,
+    segment_attention,
+)
 from larpo.errors import ConfigError
 from larpo.log_probs import (
     check_packed,
@@ -333,6 +341,28 @@ def test_block_masks_cover_the_rule_on_cpu(tiny_model):
     indices = torch.arange(len(row.input_ids_T))
     seen = block_mask.mask_mod(0, 0, indices[:, None], indices[None, :])
     torch.testing.assert_close(seen, _additive_mask(row, 6, torch.float32)[0, 0] == 0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "faster"),
+    [([-5, 4, 3], True), ([-300, 20], True), ([-300, 21], False), ([-5, 4, 316], False), ([-5, 4, -5, 4, 315], True)],
+)
+def test_attention_over_few_keys_has_a_gradient_as_precise_as_float32s(lengths, faster):
+    """In bfloat16; torch's kernels for that are slower there, and less precise."""
+    assert FLOAT32_KEYS == 320
+    torch.manual_seed(0)
+    total, heads, groups = sum(map(abs, lengths)), 4, 2
+    inputs = [torch.randn(1, n, total, 16).mul_(2).bfloat16().requires_grad_() for n in (heads, groups, groups)]
+    grad = torch.randn(1, total, heads, 16).bfloat16()
+
+    def gradients(tensors):
+        attended, _ = segment_attention(None, *tensors, torch.tensor(lengths).view(1, 1, 1, -1))
+        return torch.autograd.grad(attended, tensors, grad.to(attended.dtype))
+
+    expected = gradients([tensor.detach().double().requires_grad_() for tensor in inputs])
+    found = zip(gradients(inputs), expected, strict=True)
+    apart = max(float((ours.double() - exact).norm() / exact.norm()) for ours, exact in found)
+    assert (apart < 2.5e-3) is faster, apart
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])

@@ -171,7 +171,6 @@ def test_the_model_loads_in_transformers_and_has_learned(run, tiny_policy):
             torch.testing.assert_close(adapted, model(**ids).logits, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_the_model_loads_in_vllm(run):
     code = (
         "import sys; from vllm import LLM, SamplingParams\n"

@@ -161,6 +161,6 @@ def test_steps_of_both_trainers_minimise_the_same_function(tiny_policy, tmp_path
 def test_lists_that_share_rows_take_the_steps_of_those_that_do_not(tiny_policy, tmp_path):
     assert main(f"rows --policy {tiny_policy} --repetitions 2 --out {tmp_path}".split()) == 0
     found = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["what"].rpartition(", ")[2] for row in found["comparisons"]] == ["rows of 512", "rows of 2048"]
+    assert [row["what"].rpartition(", ")[2] for row in found["comparisons"]] == ["rows of 1024", "rows of 2048"]
     assert all(len(row[side]["values"]) == 2 for row in found["comparisons"] for side in ("ours", "other"))
     assert "apart" in found["notes"][0]

@@ -35,8 +35,7 @@ def test_phases_alone_leave_out_starting_and_waiting():
 
 
 def test_the_modes_are_those_of_the_configuration():
-    assert "stream" in overlapping_modes()
-    assert "none" not in overlapping_modes()
+    assert overlapping_modes() == ("stream", "async")
 
 
 def test_the_knobs_that_are_set_for_a_run_are_knobs():
@@ -133,14 +132,15 @@ def test_a_job_does_the_same_work_on_both_sides(toy, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_overlapping_runs_beside_their_phases_alone(toy, tmp_path):
+def test_overlapping_runs_beside_their_phases_alone(toy, tmp_path, monkeypatch):
+    """Of one mode alone: each is a whole run."""
+    monkeypatch.setattr("scripts.benchmarks.overlap.overlapping_modes", lambda: ("async",))
     smaller = ["--set", "training.iterations=1", "--repetitions", "1"]
     command = ["overlap", "--recipe", str(toy), *smaller, "--out", str(tmp_path)]
     assert main(command) == 0
     found = json.loads((tmp_path / "overlap.json").read_text())
-    assert [row["ours"]["label"] for row in found["comparisons"]] == list(overlapping_modes())
-    for row in found["comparisons"]:
-        assert row["ours"]["values"][0] > 0
-        assert row["other"]["values"][0] > 0
+    [row] = found["comparisons"]
+    assert (row["ours"]["label"], row["target"]) == ("async", "<= 1.10")
+    assert min(row["ours"]["values"] + row["other"]["values"]) > 0
     assert "busy/trainer" in found["notes"][1]
-    print(*found["notes"], [row["ratio"] for row in found["comparisons"]], sep="\n")
+    print(*found["notes"], row["ratio"], sep="\n")
