@@ -18,7 +18,7 @@ test: venv
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=20
 
 test-gpu: venv
 	$(BIN)/python -m pytest -m gpu

@@ -110,7 +110,7 @@ def segment_attention(
         return plain(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, dropout, scaling, **options)
     lists = list(_spans(attention_mask.flatten().tolist()))
     inputs = query_1HTD, key_1GTD, value_1GTD
-    if _is_faster_in_float32(query_1HTD, lists):
+    if softcap is None and _is_faster_in_float32(query_1HTD, lists):
         inputs = query_1HTD.float(), key_1GTD.float(), value_1GTD.float()
     sizes = [length for _, lengths in lists for length in lengths]
     parts = zip(*(x.split(sizes, dim=2) for x in inputs), strict=True)
@@ -140,7 +140,7 @@ def _is_faster_in_float32(query: Tensor, lists: Sequence[tuple[int, Sequence[int
     """
     if query.dtype.itemsize > 2 or query.device.type != "cpu":
         return False
-    keys = (max(first, *(prompt + length for length in others), 0) for prompt, (first, *others) in lists)
+    keys = [max([first, *(prompt + length for length in others)]) for prompt, (first, *others) in lists]
     return max(keys) <= FLOAT32_KEYS
 
 
