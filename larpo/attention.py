@@ -34,7 +34,8 @@ SEGMENTS = "larpo_segments"
 
 LayerMask = Tensor | BlockMask
 
-FLOAT32_KEYS = 320  # of a span: up to so many, pass and gradient are faster in float32 than in half precision
+# Of a span: up to so many, pass and gradient together are faster in float32 than in bfloat16, on two cores with AMX.
+FLOAT32_KEYS = 320
 MASK_STEP = 256  # tokens by which the shared masks grow
 _SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # for the longest prompt and response so far
 
