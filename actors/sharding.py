@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from actors.published import PublishedFolder, encode_bucket, split_into_buckets
 from larpo.config import Config
@@ -72,6 +73,14 @@ def gathered_at(parameters: list, stage: int, modifier_rank: int | None = None) 
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank, enabled=stage == 3)
+
+
+def master_weights(optimizer: Any) -> list[Tensor]:
+    """This rank's part of the float32 weights that the steps are added to where the model is in bfloat16."""
+    if hasattr(optimizer, "fp32_groups"):  # without ZeRO: parameter by parameter
+        return [weight for group in optimizer.fp32_groups for weight in group]
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+    return list(getattr(optimizer, next(name for name in names if hasattr(optimizer, name))))
 
 
 def full_numel(parameter: Any) -> int:

@@ -20,10 +20,11 @@ from torch import Tensor
 from actors.checkpoints import unwritten
 from actors.published import PublishedFolder
 from actors.resharding import TAG, is_for_others, reshard_once
-from actors.sharding import put_weights, start_deepspeed, zero_config
+from actors.sharding import master_weights, put_weights, start_deepspeed, zero_config
 from larpo.config import Optimizer
 from larpo.errors import CheckpointError
 from larpo.lora import drop_frozen_from_state, has_lora
+from larpo.rounding import spread_in_cells_
 
 Number = TypeVar("Number", int, float)
 _WRITERS = ("PytorchStreamWriter", "inline_container")  # in what torch says of a file that it could not write
@@ -62,6 +63,9 @@ class ZeroEngine:
         if hasattr(self._engine.optimizer, "refresh_fp32_params"):  # without ZeRO, bfloat16 weights got a step of
             self._engine.optimizer.state.clear()  # zeros: AdamW would count it, and has decayed the weights
             self._engine.optimizer.refresh_fp32_params()
+        if dtype == "bfloat16":  # else rounding loses what a step does to most weights
+            for number, weights in enumerate(master_weights(self._engine.optimizer)):
+                spread_in_cells_(weights.data, seed=torch.distributed.get_rank() + ranks * number)
 
     @property
     def model(self) -> Any:

@@ -46,10 +46,10 @@ def plain(tiny_policy):
     Before the batches numbered in `refresh`, the reference becomes the policy as it is then.
     """
 
-    def steps(batches, *, refresh=(), objective="lambdarank", folder=tiny_policy) -> dict[str, torch.Tensor]:
+    def steps(batches, *, refresh=(), objective="lambdarank", folder=tiny_policy, rate=RATE) -> dict[str, torch.Tensor]:
         policy = load_policy(folder, dtype="float32", attn_implementation="eager")
         reference = copy.deepcopy(policy)
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
         for number, batch in enumerate(batches):
             if number in refresh:
                 reference = copy.deepcopy(policy)
@@ -219,10 +219,13 @@ def test_parameters_that_lie_in_pieces_over_the_ranks_give_the_same_weights(
     assert distance(trained.policy(2), expected, start_of(wider_policy)) < FLOAT32_WIDER
 
 
-@pytest.mark.parametrize(
+bfloat16_layouts = pytest.mark.parametrize(
     ("ranks", "stage"),
     [(1, 1), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in ((1, 0), (2, 2), (2, 3)))],
 )
+
+
+@bfloat16_layouts
 def test_bfloat16_stays_near_the_float32_steps(train, trainer_config, plain, lists, start, tmp_path, ranks, stage):
     """By the length of the difference, over that of the change: the largest one is a matter of rounding."""
     training = {"workers": ranks, "zero_stage": stage, "row_tokens": ROW_TOKENS}
@@ -232,6 +235,26 @@ def test_bfloat16_stays_near_the_float32_steps(train, trainer_config, plain, lis
     apart = float((found - expected).norm() / expected.norm())
     print(f"{ranks} ranks, ZeRO {stage}: {apart:.3f} apart")
     assert apart < BFLOAT16
+
+
+@bfloat16_layouts
+def test_bfloat16_weights_move_on_average_by_steps_that_rounding_to_the_nearest_would_lose(
+    train, trainer_config, plain, lists, start, tmp_path, ranks, stage
+):
+    """By how much of the change of float32 weights is found in them."""
+    rate = 3e-5
+    optimizer = trainer_config().training.optimizer.model_dump() | {"learning_rate": rate}
+    training = {"workers": ranks, "zero_stage": stage, "optimizer": optimizer}
+    trained = train(trainer_config(training=training, policy={"dtype": "bfloat16"}), tmp_path, [[lists[:5], lists[5:]]])
+    begun = {name: tensor.bfloat16().float() for name, tensor in start.items()}
+    change = _change(plain([lists[:5], lists[5:]], rate=rate), start)
+    moved = _change(trained.policy(1), begun)
+    whole = _change(begun, dict.fromkeys(begun, 0.0))
+    nearest = (whole + change).bfloat16().float() - whole
+    shares = [float(part @ change / (change @ change)) for part in (moved, nearest)]
+    print(f"{ranks} ranks, ZeRO {stage}: {shares[0]:.3f} of the change, {shares[1]:.3f} to the nearest")
+    assert 0.8 < shares[0] < 1.2
+    assert shares[1] < 0.2
 
 
 def _change(weights, start) -> torch.Tensor:
