@@ -38,6 +38,12 @@ def _rows(options: argparse.Namespace) -> Result:
     return run_rows(options.policy, options.dtype, options.repetitions)
 
 
+def _rounding(options: argparse.Namespace) -> Result:
+    from scripts.benchmarks.rounding import run_rounding
+
+    return run_rounding(options.policy, options.repetitions)
+
+
 def _gpu(options: argparse.Namespace) -> Result:
     from scripts.benchmarks.gpu import Work, run_gpu
 
@@ -85,6 +91,7 @@ def _startup(options: argparse.Namespace) -> Result:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "trainer": _trainer,
     "rows": _rows,
+    "rounding": _rounding,
     "memory": _memory,
     "gpu": _gpu,
     "sampler": _sampler,

@@ -164,3 +164,10 @@ def test_lists_that_share_rows_take_the_steps_of_those_that_do_not(tiny_policy, 
     assert [row["what"].rpartition(", ")[2] for row in found["comparisons"]] == ["rows of 1024", "rows of 2048"]
     assert all(len(row[side]["values"]) == 2 for row in found["comparisons"] for side in ("ours", "other"))
     assert "apart" in found["notes"][0]
+
+
+def test_what_float32_weights_learn_is_seen_in_bfloat16(tiny_policy, tmp_path):
+    assert main(f"rounding --policy {tiny_policy} --repetitions 2 --out {tmp_path}".split()) == 0
+    (row,) = json.loads((tmp_path / "rounding.json").read_text())["comparisons"]
+    assert row["ours"]["values"] == [pytest.approx(1, abs=0.3)] * 2
+    assert row["other"]["values"][0] < 0.6
