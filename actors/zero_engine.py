@@ -25,6 +25,7 @@ from larpo.config import Optimizer
 from larpo.errors import CheckpointError
 from larpo.lora import drop_frozen_from_state, has_lora
 from larpo.rounding import spread_in_cells_
+from larpo.types import stable_hash
 
 Number = TypeVar("Number", int, float)
 _WRITERS = ("PytorchStreamWriter", "inline_container")  # in what torch says of a file that it could not write
@@ -64,8 +65,9 @@ class ZeroEngine:
             self._engine.optimizer.state.clear()  # zeros: AdamW would count it, and has decayed the weights
             self._engine.optimizer.refresh_fp32_params()
         if dtype == "bfloat16":  # else rounding loses what a step does to most weights
+            part = torch.distributed.get_rank() if zero_stage else 0  # without ZeRO all ranks have all weights
             for number, weights in enumerate(master_weights(self._engine.optimizer)):
-                spread_in_cells_(weights.data, seed=torch.distributed.get_rank() + ranks * number)
+                spread_in_cells_(weights.data, seed=stable_hash(part, number))
 
     @property
     def model(self) -> Any:

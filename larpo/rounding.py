@@ -27,7 +27,7 @@ def spread_in_cells_(weights: Tensor, seed: int) -> Tensor:
 
     Args:
         weights: float32, contiguous, of any shape and device.
-        seed: of the places; ranks that hold different weights want different ones.
+        seed: of the places: another one for other weights, the same one for copies of the same weights.
 
     >>> weights = spread_in_cells_(torch.full((1000,), 0.25), seed=0)
     >>> weights.unique().numel() > 900, weights.bfloat16().unique().tolist()

@@ -10,7 +10,6 @@ are rounded in either way, and a float32 model with the rounded weights tells wh
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from larpo.packed_scorer import PackedScorer, scored
 from larpo.packing import pack_list
 from larpo.policy import load_policy
 from larpo.rounding import spread_in_cells_
-from larpo.types import CandidateList
+from larpo.types import CandidateList, stable_hash
 from scripts.benchmarks.measuring import Comparison, Result, Series, in_own_process
 from scripts.benchmarks.rows import ShortLists
 from scripts.benchmarks.trainer import BETA, prepared_policy
@@ -107,7 +106,7 @@ def _with_weights(base: Any, moved: Any, rounded: Callable[[str, Tensor, Tensor]
 
 def _from_places(seed: int) -> Callable[[str, Tensor, Tensor], Tensor]:
     def rounded(name: str, begun: Tensor, ended: Tensor) -> Tensor:
-        places = spread_in_cells_(begun.detach().clone(), seed=zlib.crc32(f"{name} {seed}".encode()))
+        places = spread_in_cells_(begun.detach().clone(), seed=stable_hash(name, seed))
         return (places + (ended - begun)).bfloat16()
 
     return rounded

@@ -53,6 +53,10 @@ for stage, dtype in ((int(case[0]), case[2:]) for case in sys.argv[4:]):
         engine.backward(engine.forward(input=mine).float().square().sum() / len(BATCHES[step]) * ranks, last=True)
         norm, applied = engine.apply()
         assert applied, (stage, dtype, step)
+    for weight in engine.model.parameters() if stage < 3 else ():
+        first = weight.detach().clone()
+        torch.distributed.broadcast(first, 0)
+        assert torch.equal(first, weight), f"rank {rank} has other weights than rank 0"
     engine.write(folder / f"{stage}-{dtype}-{ranks}", bucket_mib=1, rank=rank, base="none")
 """
 
@@ -108,6 +112,11 @@ def test_steps_go_on_by_another_number_of_ranks_as_if_it_had_stayed(folder, stag
     assert moved > 0.01
     assert apart / moved < (FLOAT32 if dtype == "float32" else BFLOAT16)
     assert not list(folder.glob("resharded-*"))
+
+
+def test_ranks_that_hold_whole_weights_hold_the_same_ones(tmp_path):
+    """In bfloat16, whose float32 weights begin at random places; the workers compare."""
+    run(tmp_path, 2, [(0, "bfloat16"), (2, "bfloat16")])
 
 
 def test_a_lone_rank_in_bfloat16_goes_on_as_if_it_had_never_ended(tmp_path):
