@@ -85,7 +85,7 @@ class RewardRank:
         spec = self._spec = replace(given, run_dir=str(self._home.home.folder))
         self._config, self._training = spec.config, spec.config.training
         self._home.fetch_below(self._home.home.name(spec.untrained), "evaluation")
-        device = place_worker(self._training.threads)
+        device, idle_cores = place_worker(self._training.threads)
         torch.manual_seed(spec.config.run.seed)
         self._open_tokenizer()
         model = load_trainable(spec.untrained, spec.config.base)
@@ -97,6 +97,7 @@ class RewardRank:
             dtype=spec.config.base.dtype,
             zero_stage=self._training.zero_stage,
             ranks=self._ranks,
+            idle_cores=idle_cores,
         )
         self._train: Sequence[LabelledList] = self._call(spec.desk.lists, "train")
         self._heldout: Sequence[LabelledList] = self._call(spec.desk.lists, "heldout")
@@ -128,7 +129,7 @@ class RewardRank:
         started = time.time()
         behind = sum(map(len, self._batches[: self._step + 1]))
         rate = learning_rate(self._training.optimizer, behind / sum(map(len, self._batches)))
-        self._engine.set_rate(rate)
+        self._engine.begin_step(rate)
         own = self._passes([self._train[index] for index in self._batches[self._step]])
         norm, applied = self._engine.apply()
         self._step += 1

@@ -46,7 +46,7 @@ class TrainerEngine(ZeroEngine):
         self._rank = rank
         training = config.training
         share = 1.0 if config.samplers.sleep else training.resources_per_worker.get("GPU", 1.0)
-        device = place_worker(training.threads, share)
+        device, idle_cores = place_worker(training.threads, share)
         torch.manual_seed(config.run.seed)
         self._objective = bind(config.objective)
         model = with_lora(self._load_model(device), config.policy.lora)
@@ -62,6 +62,7 @@ class TrainerEngine(ZeroEngine):
             dtype=config.policy.dtype,
             zero_stage=training.stage,
             ranks=ranks,
+            idle_cores=idle_cores,
         )
         self._reference: Reference | None = None
         self._shared_tokens = training.shared_row_tokens
@@ -109,7 +110,7 @@ class TrainerEngine(ZeroEngine):
         `policy_is_reference`: no step was taken since the reference was taken from the policy, whose own passes then
         give the reference's log-probabilities, unless dropout makes them others.
         """
-        self.set_rate(rate)
+        self.begin_step(rate)
         self.model.train()
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name, policy_is_reference and not self._has_dropout)
@@ -142,6 +143,7 @@ class TrainerEngine(ZeroEngine):
             "train/learning_rate": rate,
             "train/bad_steps": float(not applied),
             "train/memory_gib": self.memory_gib(),
+            "train/threads": float(torch.get_num_threads()),
         }
         return metrics, computed
 

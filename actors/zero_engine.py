@@ -18,6 +18,7 @@ import torch.distributed
 from torch import Tensor
 
 from actors.checkpoints import unwritten
+from actors.idle_cores import IdleCores, idle_cores_here
 from actors.published import PublishedFolder
 from actors.resharding import TAG, is_for_others, reshard_once
 from actors.sharding import master_weights, put_weights, start_deepspeed, zero_config
@@ -32,13 +33,20 @@ _WRITERS = ("PytorchStreamWriter", "inline_container")  # in what torch says of 
 
 
 class ZeroEngine:
-    """One rank's share of a model and its AdamW."""
+    """One rank's share of a model and its AdamW; with `idle_cores`, computed with as many threads as those allow."""
 
     def __init__(
-        self, model: torch.nn.Module, *, optimizer: Optimizer, dtype: str, zero_stage: int, ranks: int
+        self,
+        model: torch.nn.Module,
+        *,
+        optimizer: Optimizer,
+        dtype: str,
+        zero_stage: int,
+        ranks: int,
+        idle_cores: IdleCores | None = None,
     ) -> None:
         self._dtype, self._stage, self._ranks, self._lora = dtype, zero_stage, ranks, has_lora(model)
-        self._clip_norm = optimizer.clip_norm
+        self._clip_norm, self._idle_cores = optimizer.clip_norm, idle_cores
         if self._lora:
             drop_frozen_from_state(model)
         self.device = next(model.parameters()).device
@@ -76,7 +84,9 @@ class ZeroEngine:
     def forward(self, **inputs: Tensor) -> Any:
         return self._engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
 
-    def set_rate(self, rate: float) -> None:
+    def begin_step(self, rate: float) -> None:
+        """With this learning rate."""
+        self._use_idle_cores()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
@@ -85,6 +95,11 @@ class ZeroEngine:
         finite = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * finite)
+        self._use_idle_cores()
+
+    def _use_idle_cores(self) -> None:
+        if self._idle_cores is not None and (threads := self._idle_cores.threads()) != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     def apply(self) -> tuple[float, bool]:
         """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
@@ -130,6 +145,7 @@ class ZeroEngine:
         self.barrier()
         try:
             (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it where rank 0 is
+            torch.serialization.set_crc32_options(False)  # a manifest will have better checksums, and this takes longer
             self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) or any(name in str(error) for name in _WRITERS):
@@ -212,8 +228,8 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
-def place_worker(threads: int, memory_share: float = 1.0) -> torch.device:
-    """The device that Ray Train gave this worker; on a CPU, `threads` torch threads unless 0.
+def place_worker(threads: int, memory_share: float = 1.0) -> tuple[torch.device, IdleCores | None]:
+    """The device that Ray Train gave this worker; on a CPU, `threads` torch threads, or with 0 the idle cores to watch.
 
     Of a GPU torch takes at most `memory_share`: the rest belongs to others, and Ray does not guard it.
     """
@@ -222,8 +238,9 @@ def place_worker(threads: int, memory_share: float = 1.0) -> torch.device:
     device = get_device()
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        if threads:
-            torch.set_num_threads(threads)
+        if not threads:
+            return device, idle_cores_here()
+        torch.set_num_threads(threads)
     elif memory_share < 1:
         torch.cuda.set_per_process_memory_fraction(memory_share, device)
-    return device
+    return device, None

@@ -64,6 +64,7 @@ _TRAIN = _gauges(
     ),
     ("ranking_accuracy", "share", "ordered pairs in which the policy's score agrees with the reward"),
     ("memory_gib", "GiB", "peak memory of a trainer rank"),
+    ("threads", "threads", "torch threads of rank 0 at the step's end; on CPUs they follow the idle cores"),
 )
 _TRAIN_COUNTS = _counters(
     "train",

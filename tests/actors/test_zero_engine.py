@@ -47,3 +47,29 @@ def test_where_no_rank_has_two_lists_the_divergence_of_the_batch_before_counts(m
     assert engine._divergence([make_list(0)]).item() == 0.5
     assert engine._divergence([make_list(0), make_list(1)]).item() == pytest.approx(0.2)
     assert engine._divergence([make_list(2)]).item() == pytest.approx(0.2)
+
+
+@pytest.fixture
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_passes_take_idle_cores_and_make_room_again(threads_as_before):
+    """At a step's begin, and after each backward pass."""
+    asked = iter([2, 3, 1])
+    engine = ZeroEngine.__new__(ZeroEngine)
+    engine._idle_cores = SimpleNamespace(threads=lambda: next(asked))
+    engine._engine = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[]),
+        backward=lambda loss: None,
+        set_gradient_accumulation_boundary=lambda last: None,
+    )
+    found = []
+    engine.begin_step(0.1)
+    found.append(torch.get_num_threads())
+    for last in (False, True):
+        engine.backward(torch.tensor(1.0), last)
+        found.append(torch.get_num_threads())
+    assert found == [2, 3, 1]
