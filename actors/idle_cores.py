@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _LOOK_S = 1.0  # over less, the ticks of the kernel's clock (0.01 s) would show
-_SMALL_WORK = 0.25  # of a core, such as Ray's own processes need, beside which the core counts as idle
+_SMALL_WORK = 0.4  # of a core, such as the processes of Ray and of idle actors need, beside which it counts as idle
 
 
 @dataclass(frozen=True)

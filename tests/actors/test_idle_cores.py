@@ -19,8 +19,8 @@ def cores(own: int, of_node: int, *readings: tuple[float, float, float]) -> Idle
     ("others", "threads"),
     [
         pytest.param(0.0, 4, id="alone"),
-        pytest.param(0.2, 4, id="small work"),
-        pytest.param(0.4, 3, id="half a core"),
+        pytest.param(0.3, 4, id="small work"),
+        pytest.param(0.5, 3, id="half a core"),
         pytest.param(1.0, 3, id="a core"),
         pytest.param(2.9, 1, id="all other cores"),
         pytest.param(4.0, 1, id="all cores"),
