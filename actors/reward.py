@@ -11,7 +11,7 @@ from actors.titles import show_title
 from actors.vitals import vitals
 from actors.vllm_reward import make_vllm_reward
 from larpo.reward_config import Reward as RewardSection
-from larpo.rewards import Maker, Request, Reward, make_reward_model
+from larpo.rewards import Maker, Request, Reward, RewardModel, make_reward_model
 
 MAKERS: dict[str, Maker] = {"vllm": make_vllm_reward}
 
@@ -31,7 +31,7 @@ class RewardActor:
 
     def __init__(self, section: RewardSection) -> None:
         self._section = section
-        self._model = make_reward_model(section, MAKERS)
+        self._model: RewardModel | None = None  # until it is asked for: finding a node is another wait than loading
         self._turn = asyncio.Lock()
         self._busy_seconds = 0.0
         self._lists = self._responses = self._failures = 0
@@ -47,14 +47,15 @@ class RewardActor:
         return f"{at_work}, {self._lists} lists so far, {self._failures} responses failed"
 
     async def placed(self) -> None:
-        """Returns when a node has the actor, and its model can be made."""
+        """Returns when a node has the actor."""
 
     async def rank(self, requests: Sequence[Request]) -> list[list[Reward]]:
         """Rewards of several prompts' responses, in their order."""
         async with self._turn:
+            model = await self._loaded()
             start, self._ranking = time.monotonic(), len(requests)
             try:
-                rewards = await asyncio.to_thread(self._model.score_lists, requests)
+                rewards = await asyncio.to_thread(model.score_lists, requests)
             finally:
                 self._busy_seconds += time.monotonic() - start
                 self._ranking = 0
@@ -63,9 +64,22 @@ class RewardActor:
         self._failures += sum(bool(reward.failure) for of_list in rewards for reward in of_list)
         return rewards
 
-    def describe(self) -> Described:
-        """What ranks here."""
-        return Described(self._section.kind, self._section.name, self._model.fingerprint, self._model.joint)
+    async def describe(self) -> Described:
+        """What ranks here, once it is loaded. Raises what `make_reward_model` raises."""
+        async with self._turn:
+            model = await self._loaded()
+        return Described(self._section.kind, self._section.name, model.fingerprint, model.joint)
+
+    async def _loaded(self) -> RewardModel:
+        if self._model is None:
+            return await asyncio.to_thread(self.load)
+        return self._model
+
+    def load(self) -> RewardModel:
+        """Make the model. What it starts may end with the thread that calls this."""
+        if self._model is None:
+            self._model = make_reward_model(self._section, MAKERS)
+        return self._model
 
     async def stats(self) -> dict[str, float]:
         """Since the start: seconds spent on finished batches; counts of lists, responses and failures; memory."""
@@ -80,4 +94,5 @@ class RewardActor:
     async def close(self) -> None:
         """Frees the reward model, after the batch that it is working on."""
         async with self._turn:
-            await asyncio.to_thread(self._model.close)
+            if self._model is not None:
+                await asyncio.to_thread(self._model.close)

@@ -97,6 +97,7 @@ class RewardRank:
             dtype=spec.config.base.dtype,
             zero_stage=self._training.zero_stage,
             ranks=self._ranks,
+            seed=spec.config.run.seed,
             idle_cores=idle_cores,
         )
         self._train: Sequence[LabelledList] = self._call(spec.desk.lists, "train")
@@ -129,7 +130,7 @@ class RewardRank:
         started = time.time()
         behind = sum(map(len, self._batches[: self._step + 1]))
         rate = learning_rate(self._training.optimizer, behind / sum(map(len, self._batches)))
-        self._engine.begin_step(rate)
+        self._engine.set_rate(rate)
         own = self._passes([self._train[index] for index in self._batches[self._step]])
         norm, applied = self._engine.apply()
         self._step += 1

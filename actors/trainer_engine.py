@@ -62,6 +62,7 @@ class TrainerEngine(ZeroEngine):
             dtype=config.policy.dtype,
             zero_stage=training.stage,
             ranks=ranks,
+            seed=config.run.seed,
             idle_cores=idle_cores,
         )
         self._reference: Reference | None = None
@@ -86,7 +87,13 @@ class TrainerEngine(ZeroEngine):
         return self._engine.module.model
 
     def _score(self, row: PackedRow) -> PackedLogProbs:
+        self.use_idle_cores()
         return scored(self._engine, row)
+
+    def _reference_score(self, row: PackedRow) -> PackedLogProbs:
+        assert self._reference is not None
+        self.use_idle_cores()
+        return self._reference.score(row)
 
     def load_reference(self, weights: Path | None) -> None:
         """The initial model, or the published weights in `weights`. An objective without a reference has none."""
@@ -110,7 +117,7 @@ class TrainerEngine(ZeroEngine):
         `policy_is_reference`: no step was taken since the reference was taken from the policy, whose own passes then
         give the reference's log-probabilities, unless dropout makes them others.
         """
-        self.begin_step(rate)
+        self.set_rate(rate)
         self.model.train()
         self._engine.module.step_seed = stable_hash(self._config.run.seed, work.position)
         lists, computed = self._packed(work.lists, reference_name, policy_is_reference and not self._has_dropout)
@@ -227,12 +234,10 @@ class TrainerEngine(ZeroEngine):
         """Reference log-probabilities [M] of lists with these rows."""
         if not rows:
             return []
-        assert self._reference is not None
-        return [found.cpu() for found in lists_log_probs(self._reference.score, rows, self._shared_tokens)]
+        return [found.cpu() for found in lists_log_probs(self._reference_score, rows, self._shared_tokens)]
 
     def _reference_log_probs(self, rows: Sequence[PackedRow]) -> Tensor:
-        assert self._reference is not None
-        return list_log_probs(self._reference.score, rows)
+        return list_log_probs(self._reference_score, rows)
 
     def _divergence(self, lists: Sequence[CandidateList]) -> Tensor:
         """Mean log-ratio of policy and reference on mismatched rows of all ranks (Ethayarajh 2024, section 4.1)."""

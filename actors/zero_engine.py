@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ _WRITERS = ("PytorchStreamWriter", "inline_container")  # in what torch says of 
 
 
 class ZeroEngine:
-    """One rank's share of a model and its AdamW; with `idle_cores`, computed with as many threads as those allow."""
+    """One rank's share of a model and its AdamW; `seed` is of the places within rounding cells."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class ZeroEngine:
         dtype: str,
         zero_stage: int,
         ranks: int,
+        seed: int = 0,
         idle_cores: IdleCores | None = None,
     ) -> None:
         self._dtype, self._stage, self._ranks, self._lora = dtype, zero_stage, ranks, has_lora(model)
@@ -75,18 +77,22 @@ class ZeroEngine:
         if dtype == "bfloat16":  # else rounding loses what a step does to most weights
             part = torch.distributed.get_rank() if zero_stage else 0  # without ZeRO all ranks have all weights
             for number, weights in enumerate(master_weights(self._engine.optimizer)):
-                spread_in_cells_(weights.data, seed=stable_hash(part, number))
+                spread_in_cells_(weights.data, seed=stable_hash(seed, part, number))
 
     @property
     def model(self) -> Any:
         return self._engine.module
 
     def forward(self, **inputs: Tensor) -> Any:
+        self.use_idle_cores()
         return self._engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
 
-    def begin_step(self, rate: float) -> None:
-        """With this learning rate."""
-        self._use_idle_cores()
+    def use_idle_cores(self) -> None:
+        """Before a pass: with as many threads as there is room for."""
+        if self._idle_cores is not None and (threads := self._idle_cores.threads()) != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    def set_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
@@ -95,11 +101,6 @@ class ZeroEngine:
         finite = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * finite)
-        self._use_idle_cores()
-
-    def _use_idle_cores(self) -> None:
-        if self._idle_cores is not None and (threads := self._idle_cores.threads()) != torch.get_num_threads():
-            torch.set_num_threads(threads)
 
     def apply(self) -> tuple[float, bool]:
         """Take the optimizer step unless a gradient is not finite; returns (gradient norm, whether it was taken).
@@ -145,8 +146,10 @@ class ZeroEngine:
         self.barrier()
         try:
             (folder / TAG).mkdir(parents=True, exist_ok=True)  # DeepSpeed makes it where rank 0 is
-            torch.serialization.set_crc32_options(False)  # a manifest will have better checksums, and this takes longer
-            self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora)
+            with _without_crc32():
+                self._engine.save_checkpoint(
+                    str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._lora
+                )
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) or any(name in str(error) for name in _WRITERS):
                 raise CheckpointError(unwritten(folder, error)) from error
@@ -219,6 +222,17 @@ class ZeroEngine:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Files that a manifest will have better checksums of; torch's own would take most of the time to write them."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def gather(value: Any) -> list[Any]:

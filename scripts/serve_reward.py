@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.reward import RewardActor
+from actors.reward import Described, RewardActor
 from larpo.config import Config, Evaluation
 from larpo.config_checks import problem_list
 from larpo.errors import ConfigError, DataError, LarpoError
@@ -54,21 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_reward(section)
         print(*(f"reward.{note}" for note in code_notes(section)), sep="\n", end="", flush=True)
         actor = RewardActor(section)
+        actor.load()
+        described = asyncio.run(actor.describe())
     except LarpoError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | DataError) else 1
     from aiohttp import web
 
     print(f"serving {section.kind} {section.source} on http://{options.host}:{options.port}", flush=True)
-    web.run_app(application(actor), host=options.host, port=options.port, print=None)
+    web.run_app(application(actor, described), host=options.host, port=options.port, print=None)
     return 0
 
 
-def application(actor: RewardActor) -> web.Application:
+def application(actor: RewardActor, described: Described) -> web.Application:
     """The two routes that `larpo.http_reward` describes; with LARPO_REWARD_TOKEN set, only who knows it is answered."""
     from aiohttp import web
 
-    described, token = actor.describe(), os.environ.get(TOKEN)
+    token = os.environ.get(TOKEN)
 
     @web.middleware
     async def known(request: web.Request, handler: Any) -> web.StreamResponse:

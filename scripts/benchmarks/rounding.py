@@ -36,7 +36,7 @@ KEPT = "of float32's"
 def run_rounding(policy: str, repetitions: int) -> Result:
     """One row; a repetition is a seed of the places, and of what is rounded to the nearest there is one value."""
     folder, _ = prepared_policy(policy, "float32")
-    work = ShortLists(str(folder), "float32", repetitions, lists=4)
+    work = ShortLists(str(folder), "bfloat16", repetitions, lists=4, warm_ups=0)
     found = in_own_process(rounding_side, vars(work))
     spread, nearest = (Series(label, tuple(found[label])) for label in ("larpo", "to the nearest"))
     what = f"change of log-probabilities by {STEPS} steps at {RATE:g}"
@@ -51,7 +51,7 @@ def rounding_side(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Shares of the change by least squares, and errors: the largest over seeds, and to the nearest."""
     work = ShortLists(**settings)
     lists = work.step()
-    base = load_policy(Path(work.policy), dtype="bfloat16").float()  # as bfloat16 training begins
+    base = load_policy(Path(work.policy), dtype=work.dtype).float()  # as bfloat16 training begins
     moved = _stepped(base, lists)
     before, after = (_log_probs(model, lists) for model in (base, moved))
     change = after - before

@@ -1,12 +1,14 @@
 """How many threads a worker takes: what others leave idle, by made-up readings and by this machine's own."""
 
-import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from actors.idle_cores import IdleCores, Reading, reading
+from actors.idle_cores import IdleCores, Reading, quota, reading
 
 
 def cores(own: int, of_node: int, *readings: tuple[float, float, float]) -> IdleCores:
@@ -46,28 +48,42 @@ def test_a_short_while_says_nothing():
     assert [found.threads() for _ in range(3)] == [1, 1, 2]
 
 
-def _spin(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        pytest.param({"cpu.max": "100000 100000\n"}, 1, id="one core"),
+        pytest.param({"cpu.max": "50000 100000\n"}, 1, id="half a core"),
+        pytest.param({"cpu.max": "max 100000\n"}, os.cpu_count(), id="no limit"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1, id="version 1"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, os.cpu_count(), id="none"),
+        pytest.param({}, os.cpu_count(), id="no files"),
+    ],
+)
+def test_a_container_may_use_so_many(tmp_path, files, cores):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert quota(tmp_path) == cores
 
 
-def _seconds_of_this_process_and_others(before: Reading, after: Reading) -> tuple[float, float]:
-    own = after.own_busy - before.own_busy
-    return own, after.all_busy - before.all_busy - own
+SPIN = "import time\nwhile time.process_time() < 0.5: pass"
 
 
-def test_readings_of_this_machine_tell_own_work_from_that_of_others():
-    """Whatever else runs here meanwhile, half a second of a process that spins is seen."""
-    other = multiprocessing.get_context("fork").Process(target=_spin, args=(0.8,))
+def _used(before: Reading) -> tuple[float, float]:
+    """CPU-seconds since then of this process, and of others."""
+    now = reading()
+    own = now.own_busy - before.own_busy
+    return own, now.all_busy - before.all_busy - own
+
+
+def test_readings_tell_own_work_from_that_of_others():
+    """Half a second of CPU each, however long that takes beside others."""
     before = reading()
-    other.start()
-    other.join(30)
-    between = reading()
-    _spin(0.8)
-    after = reading()
-    of_spinning_other = _seconds_of_this_process_and_others(before, between)
-    of_own_spinning = _seconds_of_this_process_and_others(between, after)
-    assert of_spinning_other[0] < 0.3
-    assert of_spinning_other[1] > 0.3
-    assert of_own_spinning[0] > 0.3
+    subprocess.run([sys.executable, "-c", SPIN], check=True, timeout=60)
+    own, others = _used(before)
+    assert own < 0.3
+    assert others > 0.4
+    before, end = reading(), time.process_time() + 0.5
+    while time.process_time() < end:
+        pass
+    assert _used(before)[0] > 0.4

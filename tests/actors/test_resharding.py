@@ -48,7 +48,7 @@ for stage, dtype in ((int(case[0]), case[2:]) for case in sys.argv[4:]):
         if ranks == 1 and stage in (0, 2):  # as between the turns on a GPU
             engine.leave()
             engine.come_back()
-        engine.begin_step(1e-2 / (1 + step))
+        engine.set_rate(1e-2 / (1 + step))
         mine = BATCHES[step].to(getattr(torch, dtype))[rank::ranks]
         engine.backward(engine.forward(input=mine).float().square().sum() / len(BATCHES[step]) * ranks, last=True)
         norm, applied = engine.apply()

@@ -4,10 +4,10 @@ import asyncio
 import time
 
 import pytest
-from ray.exceptions import RayActorError
 
 from actors.reward import RewardActor
 from larpo.config import Config
+from larpo.errors import RewardError
 from larpo.reward_config import Classifier, Endpoint
 from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward
@@ -38,7 +38,7 @@ def test_ranks_counts_and_describes():
         rewards = await actor.rank(REQUESTS)
         stats = await actor.stats()
         await actor.close()
-        return rewards, stats, actor.describe()
+        return rewards, stats, await actor.describe()
 
     rewards, stats, described = asyncio.run(work())
     assert rewards == EXPECTED
@@ -115,8 +115,10 @@ def test_a_model_with_a_head_in_a_ray_actor(local_ray, tiny_policy, tmp_path):
 
 
 def test_a_reward_model_that_cannot_be_loaded_tells_why(local_ray):
-    from actors.placement import place_reward
+    from actors.placement import kill, place_reward
 
     actor = place_reward(RewardSection(kind="http", endpoint=Endpoint(addresses=("http://127.0.0.1:1",), retries=0)))
-    with pytest.raises(RayActorError, match="the reward server gave no answer in 1 attempts"):
+    local_ray.get(actor.placed.remote(), timeout=60)
+    with pytest.raises(RewardError, match="the reward server gave no answer in 1 attempts"):
         local_ray.get(actor.describe.remote(), timeout=60)
+    kill(actor)

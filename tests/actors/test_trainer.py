@@ -5,6 +5,7 @@ AdamW's `eps` is large enough that the noise of a gradient does not decide about
 """
 
 import copy
+import os
 import subprocess
 
 import pytest
@@ -259,6 +260,15 @@ def test_bfloat16_weights_move_on_average_by_steps_that_rounding_to_the_nearest_
 
 def _change(weights, start) -> torch.Tensor:
     return torch.cat([(weights[name].float() - start[name]).flatten() for name in sorted(start)])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_threads_that_are_not_given_are_a_lone_workers_own_and_idle_ones(train, trainer_config, lists, tmp_path, ranks):
+    """Two workers of a node have their own: each would take what the other needs next."""
+    config = trainer_config(training={"workers": ranks, "zero_stage": 2, "threads": 0, "row_tokens": ROW_TOKENS})
+    threads = train(config, tmp_path, [[lists[:5], lists[5:]]]).metric("threads")
+    assert threads
+    assert all(1 <= found <= (os.cpu_count() if ranks == 1 else 1) for found in threads)
 
 
 def test_phase_by_phase_and_streaming_train_on_the_same_lists(

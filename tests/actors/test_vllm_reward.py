@@ -106,7 +106,7 @@ def test_an_engine_that_does_not_start_is_one_error(local_ray, section):
     async def work():
         await RewardPool(config, lambda name, reason: None).start()
 
-    with pytest.raises(RewardError, match=r"(?s)reward-0 could not start.*did not start"):
+    with pytest.raises(RewardError, match=r"(?s)vLLM.s engine for reward.pooling.model = .*did not start"):
         asyncio.run(work())
 
 

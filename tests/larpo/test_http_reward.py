@@ -197,7 +197,8 @@ def test_the_reference_server_serves_a_verifier(monkeypatch):
     actor = RewardActor(RewardSection())
 
     async def work():
-        async with TestServer(application(actor)) as served:
+        described = await actor.describe()
+        async with TestServer(application(actor, described)) as served:
             address = str(served.make_url("")).rstrip("/")
 
             def ask():
@@ -206,14 +207,12 @@ def test_the_reference_server_serves_a_verifier(monkeypatch):
                 monkeypatch.setenv("LARPO_REWARD_TOKEN", "wrong")
                 with pytest.raises(RewardError, match="the token is wrong or missing"):
                     make_reward_model(section)
-                return right.score_lists(REQUESTS), right.fingerprint
+                return right.score_lists(REQUESTS), right.fingerprint == described.fingerprint
 
             monkeypatch.setenv("LARPO_REWARD_TOKEN", "hush")
             return await asyncio.to_thread(ask)
 
-    rewards, fingerprint = asyncio.run(work())
-    assert rewards == [[Reward(1.0), Reward(0.0)], [Reward(1.0)]]
-    assert fingerprint == actor.describe().fingerprint
+    assert asyncio.run(work()) == ([[Reward(1.0), Reward(0.0)], [Reward(1.0)]], True)
 
 
 def test_what_a_served_model_raises_reaches_the_client():
@@ -222,9 +221,6 @@ def test_what_a_served_model_raises_reaches_the_client():
     from scripts.serve_reward import application
 
     class Full:
-        def describe(self):
-            return SimpleNamespace(fingerprint="f", joint=False)
-
         async def rank(self, requests):
             raise MemoryError("no room for 3 GiB")
 
@@ -232,7 +228,7 @@ def test_what_a_served_model_raises_reaches_the_client():
             pass
 
     async def work():
-        async with TestServer(application(Full())) as served:
+        async with TestServer(application(Full(), SimpleNamespace(fingerprint="f", joint=False))) as served:
             endpoint = Endpoint(addresses=(str(served.make_url("")).rstrip("/"),), retries=0)
             model = await asyncio.to_thread(make_reward_model, RewardSection(kind="http", endpoint=endpoint))
             await asyncio.to_thread(model.score_lists, REQUESTS)
@@ -252,7 +248,7 @@ def test_the_reference_server_ranks_whole_lists_where_the_model_is_joint(tmp_pat
     actor = RewardActor(RewardSection(kind="callable", name="served_ranks:size"))
 
     async def work():
-        async with TestServer(application(actor)) as served:
+        async with TestServer(application(actor, await actor.describe())) as served:
             endpoint = Endpoint(addresses=(str(served.make_url("")).rstrip("/"),), retries=0)
             model = await asyncio.to_thread(make_reward_model, RewardSection(kind="http", endpoint=endpoint))
             return model.joint, await asyncio.to_thread(model.score_lists, REQUESTS)
