@@ -114,7 +114,8 @@ class Monitor:
         if status.trainer_silent_s > limit:
             raise PhaseTimeout(
                 f"the trainer has been silent for {status.trainer_silent_s:.0f} s, over timeouts.{name} = {limit:g}:"
-                f" raise the limit if {what} may take that long, or look for {where} in Ray's dashboard"
+                f" raise the limit if {what} may take that long (in a new run), or look for {where} in Ray's dashboard"
+                " and resume"
             )
 
     def _pass_on(self, record: Mapping[str, Any]) -> None:

@@ -131,7 +131,9 @@ class Watch:
         limits = self._run.config.timeouts
         limit, name = (limits.step_s, "step_s") if self._ready else (limits.trainer_start_s, "trainer_start_s")
         if time.monotonic() - self._heard > limit:
-            raise PhaseTimeout(f"the trainer has said nothing for {limit:g} s (timeouts.{name}); raise it, or resume")
+            raise PhaseTimeout(
+                f"the trainer has said nothing for {limit:g} s (timeouts.{name}); resume, or start a new run with more"
+            )
 
     def _take(self, record: dict[str, Any]) -> None:
         event = record.pop("event")

@@ -218,7 +218,8 @@ class Rank:
         if self._bad_steps >= limit:
             raise TrainingError(
                 f"loss or gradient was not finite in {self._bad_steps} steps in a row, the limit"
-                f" (training.max_bad_steps = {limit}); lower training.optimizer.learning_rate and resume"
+                f" (training.max_bad_steps = {limit}); start a new run with a lower"
+                " training.optimizer.learning_rate"
             )
 
     def _end_iteration(self, work: IterationEnd) -> None:
