@@ -32,7 +32,7 @@ def reading() -> Reading:
     import psutil
 
     times = psutil.cpu_times()
-    busy = times.user + times.nice + times.system + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0)
+    busy = times.user + times.nice + times.system + times.irq + times.softirq
     return Reading(time.monotonic(), busy, time.process_time())
 
 

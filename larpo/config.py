@@ -159,9 +159,7 @@ class Training(Section):
     min_workers: Positive | None = None  # as few go on when a node is lost; `workers` when not given
     resize_s: Seconds = 60.0  # between looks for room to grow again, which costs the steps since the last checkpoint
     resources_per_worker: Resources = {"CPU": 1.0}  # Ray resources of a worker, such as {"GPU": 1}
-    threads: Annotated[int, Field(ge=0)] = (
-        0  # torch threads of a CPU worker; 0: its CPUs, and idle ones when alone there
-    )
+    threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0: its CPUs, and idle ones if alone
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None  # DeepSpeed ZeRO; 2, or less for a lone worker
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     max_failures: Annotated[int, Field(ge=0)] = 3  # restarts of the worker group before the run gives up

@@ -33,9 +33,7 @@ class RewardFit(Section):
     batch_tokens: Positive = 16384  # tokens of one forward pass, padding included; a list is never parted
     workers: Positive = 1  # Ray Train workers (ranks)
     resources_per_worker: Resources = Field(default={"CPU": 1.0})  # Ray resources of a worker, such as {"GPU": 1}
-    threads: Annotated[int, Field(ge=0)] = (
-        0  # torch threads of a CPU worker; 0: its CPUs, and idle ones when alone there
-    )
+    threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a CPU worker; 0: its CPUs, and idle ones if alone
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     max_failures: Annotated[int, Field(ge=0)] = 3  # restarts of the worker group before the run gives up
