@@ -92,7 +92,7 @@ class Annotation:
     async def _sample_all(self, prompts: Sequence[Prompt]) -> None:
         async with asyncio.TaskGroup() as group:
             for prompt in prompts:
-                await self._cast.samplers.take_slot()
+                await self._cast.samplers.take_slots(self._config.sampling.k)
                 group.create_task(self._sample(prompt, await self._asked(prompt)))
         await self._sampled.put(None)
 
@@ -118,7 +118,7 @@ class Annotation:
                 )
             )
         finally:
-            await self._cast.samplers.free_slot()
+            await self._cast.samplers.free_slots(self._config.sampling.k)
 
     async def _rank_all(self) -> None:
         """Lists are ranked while those before them are being written, or wait for room in the stream."""

@@ -12,7 +12,7 @@ from actors import placement, training_group
 from actors.engine import EngineOptions
 from actors.obituary import is_death, obituary, rank_failures, told
 from actors.policies import policy_folder
-from actors.pool import SamplerPool
+from actors.pool import SamplerPool, responses_per_sampler
 from actors.preparation import PreparedRun
 from actors.published import published_version
 from actors.remote import answer
@@ -20,7 +20,6 @@ from actors.reward_pool import RewardPool
 from actors.room import draining_nodes
 from actors.trainer import TrainSpec
 from actors.turns import begin_sampling
-from larpo.config import Config
 from larpo.errors import PhaseTimeout, TrainingError
 
 
@@ -144,7 +143,7 @@ class Cast(TrainingCast):
             placement.kill,
             run.config.samplers,
             run.config.timeouts,
-            prompts_per_sampler=prompts_per_sampler(run.config),
+            responses_per_sampler(run.config.samplers, run.config.sampling.k),
             on_failure=on_failure,
             draining=draining_nodes,
             own_node=placement.own_node(),
@@ -189,8 +188,3 @@ class Cast(TrainingCast):
     async def stop(self, reason: str, *, gently: bool = False) -> None:
         """The same, and engines are shut down."""
         await asyncio.gather(super().stop(reason, gently=gently), self.samplers.stop(), self.rewards.stop())
-
-
-def prompts_per_sampler(config: Config) -> int:
-    """As many as fill an engine, and one that waits there."""
-    return -(-config.samplers.max_num_seqs // config.sampling.k) + 1

@@ -99,22 +99,20 @@ class Engine:
         request_id: str,
         prompt_token_ids: Sequence[int],
         *,
-        n: int,
         temperature: float,
         max_tokens: int,
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
-    ) -> list[Sample]:
-        """n responses to one prompt; no truncation of the distribution, so that raw log-probabilities are the policy's.
+    ) -> Sample:
+        """One response; no truncation of the distribution, so that raw log-probabilities are the policy's.
 
-        Raises SamplerError when the engine gave fewer than n responses, or cut one off by an abort.
+        Raises SamplerError when the engine cut it off by an abort.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            n=n,
             temperature=temperature,
             max_tokens=max_tokens,
             stop=list(stop),
@@ -125,15 +123,14 @@ class Engine:
         )
         self._is_new = False  # only the first request tells of every token
         prompt = {"prompt_token_ids": list(prompt_token_ids)}
-        newest: dict[int, Any] = {}
+        newest: Any = None
         async for result in self._llm.generate(prompt, params, request_id):
             self.first_token_at = self.first_token_at or time.time()
-            newest |= {output.index: output for output in result.outputs}
-        outputs = [newest[index] for index in sorted(newest)]
-        if len(outputs) != n or any(output.finish_reason not in ("stop", "length") for output in outputs):
-            reasons = [output.finish_reason for output in outputs]
-            raise SamplerError(f"request {request_id}: asked for {n} responses, got finish reasons {reasons}")
-        return [_sample(output) for output in outputs]
+            newest = result.outputs[0]
+        reason = newest and newest.finish_reason
+        if reason not in ("stop", "length"):
+            raise SamplerError(f"request {request_id} got finish reason {reason}")
+        return _sample(newest)
 
     async def prepare_weights(self, bucket_files: Sequence[Path], *, partial: bool = False) -> bool:
         """Load new weights beside those in use, where the options and the model allow it (`weight_twin`), and return
@@ -149,8 +146,8 @@ class Engine:
         while not all(found):
             await asyncio.sleep(PREPARED_LOOK_S)
             found = await ask("larpo_weights_are_prepared")
-        if errors := [answer for answer in found if isinstance(answer, str)]:
-            raise CheckpointError(errors[0])
+            if errors := [answer for answer in found if isinstance(answer, str)]:
+                raise CheckpointError(errors[0])
         self._to_load = () if is_beside else tuple({"path": path, "partial": partial} for path in paths)
         return is_beside
 

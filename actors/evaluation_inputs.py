@@ -22,6 +22,7 @@ from larpo.rewards import check_answer_keys, check_reward, reward_identity
 from larpo.types import CandidateList, Prompt, stable_hash
 
 MODEL_NAME = r"\w[\w.-]*"  # it names folders, too
+SCORES_EACH = "a function of yours that scores each response by itself goes as reward.kind=verifier"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EvaluatedModel:
     token_ids: Mapping[str, tuple[int, ...]]  # prompt id -> what the samplers are given
     stop_token_ids: tuple[int, ...]
     vocabulary: str  # a hash: equal token ids mean the same text
+    has_chat_template: bool  # its own; else prompts are in the plain one
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
 
     Raises ConfigError or DataError naming what cannot be used.
     """
+    check_comparable(config, len(models), joint=bool(config.reward.joint_kinds))
     config = settled(config)
     reranker = config.evaluation.sweep.reranker
     for section in (config.reward, *([reranker] if reranker else [])):
@@ -151,6 +154,15 @@ def prepare_evaluation(config: Config, models: Sequence[tuple[str, str]], folder
     )
 
 
+def check_comparable(config: Config, models: int, *, joint: bool) -> None:
+    """ConfigError for several models whose rewards would compare within one list alone."""
+    if joint and models > 1:
+        raise ConfigError(
+            f"reward.kind = {config.reward.kind!r}: ranks the responses to a prompt together, so that its rewards do"
+            f" not compare models; evaluate one model at a time, or choose another reward ({SCORES_EACH})"
+        )
+
+
 def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) -> EvaluatedModel:
     knobs = config.policy
     revision = knobs.revision if model == knobs.model else None
@@ -170,7 +182,7 @@ def _opened(config: Config, prompts: Sequence[Prompt], name: str, model: str) ->
     }
     vocabulary = f"{stable_hash(sorted(tokenizer.get_vocab().items())):016x}"
     ends = stop_token_ids(tokenizer, generation)
-    return EvaluatedModel(name, policy, token_ids, ends, vocabulary)
+    return EvaluatedModel(name, policy, token_ids, ends, vocabulary, tokenizer.chat_template is not None)
 
 
 def begin(evaluation: PreparedEvaluation) -> None:

@@ -165,7 +165,8 @@ def judged(evaluation: PreparedEvaluation, answers: Sequence[ModelAnswers], *, w
             if judges.alpaca_eval:
                 lines.append(f"{model.name}: {run_alpaca_eval(file, folder / model.name / 'alpaca_eval', judges)}")
         if judges.lm_eval_tasks:
-            result = run_lm_eval(model.policy, config.policy.dtype, folder / model.name / "lm_eval", judges)
+            place, has_template = folder / model.name / "lm_eval", model.has_chat_template
+            result = run_lm_eval(model.policy, config.policy.dtype, place, judges, has_template=has_template)
             lines.append(f"{model.name}: {result}")
     return lines
 

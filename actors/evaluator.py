@@ -13,14 +13,14 @@ from contextlib import suppress
 
 from actors import placement
 from actors.engine import EngineOptions
-from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation
-from actors.pool import SamplerPool
+from actors.evaluation_inputs import EvaluatedModel, PreparedEvaluation, check_comparable
+from actors.pool import SamplerPool, responses_per_sampler
 from actors.reranking import rerank_all, unreranked
 from actors.reward_pool import RewardPool
 from actors.sampler import SampleTask
 from actors.scoring import score_all, unscored
 from larpo.config import Config
-from larpo.errors import ConfigError, DataError
+from larpo.errors import DataError
 from larpo.records import next_part_number, write_part
 from larpo.sweep import GREEDY
 from larpo.types import CandidateList, Prompt, list_id
@@ -49,7 +49,7 @@ class Evaluator:
         """Until every model has answered every prompt."""
         try:
             await self.rewards.start()
-            self._check_joint()
+            check_comparable(self.config, len(self.evaluation.models), joint=self.rewards.joint)  # a server tells now
             for model in self.evaluation.models:
                 there = self.evaluation.recorded(model)
                 self._check_reward(model, there.values())
@@ -58,13 +58,6 @@ class Evaluator:
                     await _Answering(self, model, todo).run()
         finally:
             await self.rewards.stop()
-
-    def _check_joint(self) -> None:
-        if self.rewards.joint and len(self.evaluation.models) > 1:
-            raise ConfigError(
-                f"reward.kind = {self.config.reward.kind!r}: ranks the responses to a prompt together, so that its"
-                " rewards do not compare models; evaluate one model at a time, or choose another reward"
-            )
 
     def _check_reward(self, model: EvaluatedModel, lists: Iterable[CandidateList]) -> None:
         strange = {c.reward_fingerprint for item in lists for c in item.candidates} - {self.rewards.fingerprint}
@@ -159,7 +152,7 @@ def _sampler_pool(config: Config, model: EvaluatedModel, on_failure: Callable[[s
         placement.kill,
         config.samplers,
         config.timeouts,
-        prompts_per_sampler=-(-config.samplers.max_num_seqs // config.evaluation.sweep.samples) + 1,
+        responses_per_sampler(config.samplers, config.evaluation.sweep.samples + 1),
         on_failure=on_failure,
     )
 

@@ -115,6 +115,7 @@ class Flow:
             "sampler/in_flight": float(stats.in_flight) if stats else 0.0,
             "sampler/weight_version": float(member.version),
             "sampler/busy": share,
+            "sampler/places_filled": stats.places_filled if stats else 0.0,
             "sampler/first_token_seconds": stats.first_token_seconds if stats else 0.0,
         }
         self._progress.log("sampler", numbers, sampler=name)

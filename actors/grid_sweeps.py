@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.evaluation_inputs import MODEL_NAME
+from actors.evaluation_inputs import MODEL_NAME, SCORES_EACH
 from actors.grid import ArmRun, Grid, check_knobs, made, run_logged, write_result
 from actors.sharing import NOT_SEEN, SAMPLED
 from larpo.config import Sweep
@@ -108,8 +108,11 @@ def _check(run: ArmRun) -> None:
         )
     if run.config.prompts.heldout_count == 0:
         raise ConfigError(f"{where}: asks held-out prompts, but prompts.heldout_count is 0; hold some out, or set none")
-    if any(section.kind == "pairwise" for section in run.config.reward.sections()):
-        raise ConfigError(f"{where}: a pairwise ranker's rewards compare within one list alone; set none")
+    if kinds := run.config.reward.joint_kinds:
+        raise ConfigError(
+            f"{where}: rewards of kind {' and '.join(kinds)} compare within one list alone; set none, or another reward"
+            f" ({SCORES_EACH})"
+        )
 
 
 def _asked(run: ArmRun) -> dict[str, Any]:

@@ -131,20 +131,19 @@ async def evaluate(cast: Cast, progress: Progress, point: Point) -> HeldoutResul
 
 async def _answers(cast: Cast, progress: Progress, point: Point) -> list[tuple[list[Candidate], tuple[float, ...]]]:
     """To every held-out prompt, in order; prompts sampled for training meanwhile need not wait for the last."""
-    tasks = []
+    answers = []
     async with asyncio.TaskGroup() as group:
         for prompt in cast.run.heldout:
-            await cast.samplers.take_slot()
-            tasks.append(group.create_task(_answer(cast, progress, point, prompt)))
-    return [task.result() for task in tasks]
+            task = _task(cast, point, prompt)
+            await cast.samplers.take_slots(task.responses)
+            answers.append(group.create_task(_answer(cast, progress, prompt, task)))
+    return [answer.result() for answer in answers]
 
 
-async def _answer(
-    cast: Cast, progress: Progress, point: Point, prompt: Prompt
-) -> tuple[list[Candidate], tuple[float, ...]]:
-    """n samples and the greedy response, with their rewards; gives the slot back when they are sampled."""
+def _task(cast: Cast, point: Point, prompt: Prompt) -> SampleTask:
+    """n samples and the greedy response."""
     config = cast.run.config
-    task = SampleTask(
+    return SampleTask(
         key=f"heldout-{point.iteration:04d}.{point.step}/{prompt.id}",
         iteration=point.iteration,
         prompt_token_ids=cast.run.token_ids[prompt.id],
@@ -153,10 +152,16 @@ async def _answer(
         stop=config.sampling.stop,
         stop_token_ids=cast.run.stop_token_ids,
     )
+
+
+async def _answer(
+    cast: Cast, progress: Progress, prompt: Prompt, task: SampleTask
+) -> tuple[list[Candidate], tuple[float, ...]]:
+    """All responses with their rewards; gives the slots back when they are sampled."""
     try:
         candidates = await cast.samplers.sample(task)
     finally:
-        await cast.samplers.free_slot()
+        await cast.samplers.free_slots(task.responses)
     progress.sampled += 1
     (rewards,) = await cast.rewards.rank([(prompt, [candidate.text for candidate in candidates])])
     for candidate, reward in zip(candidates, rewards, strict=True):

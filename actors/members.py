@@ -24,7 +24,7 @@ class Member:
     node: str = ""  # id of the node that has its actor, once one has
     version: int = 0
     status: str = "pending"  # no node has it yet; then starting, ready, updating, asleep, restarting, leaving
-    in_flight: int = 0
+    in_flight: int = 0  # responses that it is asked for
     stats: SamplerStats | None = None  # the newest, until the monitor has taken it
     busy: bool = False
     memory_bytes: int = 0  # that its actor held when it was last asked

@@ -31,7 +31,7 @@ class Membership:
         kill: Callable[[Any], None],
         samplers: Samplers,
         timeouts: Timeouts,
-        prompts_per_sampler: int,
+        responses_per_sampler: int,
         on_failure: Callable[[str, str], None],
         own_node: str = "",
     ) -> None:
@@ -40,7 +40,7 @@ class Membership:
         self._samplers, self._timeouts = samplers, timeouts
         self._version = 0  # of the weights that every sampler should have, one that joins too
         self.members: list[Member] = []
-        self._places = Places(prompts_per_sampler)  # of those that are ready
+        self._places = Places(responses_per_sampler)  # of those that are ready
         self.departed: list[Member] = []  # with counts that the monitor has not taken
         self.wanted = 0  # samplers that are to be here
         self.start_seconds: deque[float] = deque(maxlen=8)  # from asking for a sampler until it was ready, of late

@@ -25,6 +25,14 @@ from larpo.types import Candidate
 ATTEMPTS_PER_PROMPT = 3
 
 
+def responses_per_sampler(samplers: Samplers, responses: int) -> int:
+    """That one may be asked for, at so many a prompt: twice what its engine holds, and one prompt.
+
+    As the shorter responses of its prompts end, their places are filled with what waits there.
+    """
+    return 2 * samplers.max_num_seqs + responses
+
+
 class _HandedBack(Exception):
     """A sampler left before it had answered."""
 
@@ -38,15 +46,18 @@ class SamplerPool(Membership):
         kill: Callable[[Any], None],
         samplers: Samplers,
         timeouts: Timeouts,
-        prompts_per_sampler: int,
+        responses_per_sampler: int,
         on_failure: Callable[[str, str], None],
         draining: Callable[[], Collection[str]] = frozenset,
         own_node: str = "",
     ) -> None:
-        """`draining` tells the ids of the nodes that are told to go; it may block. `own_node` stays, with the run."""
-        super().__init__(spawn, kill, samplers, timeouts, prompts_per_sampler, on_failure, own_node)
+        """`responses_per_sampler`: that one may be asked for at a time, those that wait in it among them.
+
+        `draining` tells the ids of the nodes that are told to go; it may block. `own_node` stays, with the run.
+        """
+        super().__init__(spawn, kill, samplers, timeouts, responses_per_sampler, on_failure, own_node)
         self._draining = draining
-        self.per_sampler = prompts_per_sampler
+        self.per_sampler = responses_per_sampler
         self.restarts = 0
         self._deaths = 0  # of them, those that no lost node explains
         self.pending: set[str] = set()  # prompts that wait for a sampler or are with one
@@ -62,18 +73,18 @@ class SamplerPool(Membership):
 
     @property
     def slots(self) -> int:
-        """How many prompts the pool works on at a time."""
+        """How many responses the pool may be asked for at a time."""
         return self.ready * self.per_sampler
 
-    async def take_slot(self) -> None:
+    async def take_slots(self, responses: int) -> None:
         """Wait until the pool has room for one more prompt; the room follows the samplers that are ready."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._failed or self._slots_taken < self.slots)
+            await self._changed.wait_for(lambda: self._failed or self._slots_taken + responses <= self.slots)
             self._raise_failed()
-            self._slots_taken += 1
+            self._slots_taken += responses
 
-    async def free_slot(self) -> None:
-        self._slots_taken -= 1
+    async def free_slots(self, responses: int) -> None:
+        self._slots_taken -= responses
         await super()._notify()
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
@@ -87,7 +98,7 @@ class SamplerPool(Membership):
     async def _sample(self, task: SampleTask) -> list[Candidate]:
         reasons: list[str] = []
         while len(reasons) < ATTEMPTS_PER_PROMPT:
-            member = await self._acquire()
+            member = await self._acquire(task.responses)
             actor = member.actor
             try:
                 return await self._leased(member, actor.sample.remote(task))
@@ -103,7 +114,7 @@ class SamplerPool(Membership):
                 if is_death(error) or await self._is_broken(actor):
                     self._replace(member, actor, error)
             finally:
-                await self._release(member)
+                await self._release(member, task.responses)
             self.requeued += len(reasons) < ATTEMPTS_PER_PROMPT
         raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))
 
@@ -121,12 +132,13 @@ class SamplerPool(Membership):
         finally:
             call.cancel()
 
-    async def _acquire(self) -> Member:
+    async def _acquire(self, responses: int) -> Member:
         async with self._vacant:
             while True:
                 self._raise_failed()
-                member = self._places.take()
+                member = self._places.take(responses)
                 if member is not None:
+                    self._vacant.notify()  # what was free may be enough for another
                     return member
                 try:
                     await self._vacant.wait()
@@ -134,9 +146,9 @@ class SamplerPool(Membership):
                     self._vacant.notify()  # the place that woke this one is for another
                     raise
 
-    async def _release(self, member: Member) -> None:
+    async def _release(self, member: Member, responses: int) -> None:
         """One of those that wait gets the place: waking them all would cost what all of them cost, for each prompt."""
-        self._places.give_back(member)
+        self._places.give_back(member, responses)
         async with self._vacant:
             self._vacant.notify()
         if member.is_leaving:

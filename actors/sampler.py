@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,27 +31,35 @@ class SampleTask:
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS
     ignore_eos: bool = False  # every response has `max_new_tokens`: for measurements
 
+    @property
+    def responses(self) -> int:
+        return sum(count for _, count in self.counts)
+
 
 @dataclass(frozen=True)
 class SamplerStats:
     """What a sampler did since it started; `spans` are (start, end) in unix seconds, since the last call."""
 
     weight_version: int
-    tokens: int
-    prompts: int
-    samples: int
-    in_flight: int
-    busy_seconds: float
-    pull_seconds: float  # of the newest weight update: until the buckets lay in shared memory
-    pull_bytes: int  # of the newest weight update
-    pause_seconds: float  # of the newest weight update: nothing was generated
-    spans: tuple[tuple[str, float, float], ...]
+    tokens: int = 0
+    prompts: int = 0
+    samples: int = 0
+    in_flight: int = 0  # prompts
+    busy_seconds: float = 0.0
+    places_filled: float = 0.0  # share of the engine's places (`max_num_seqs`) that had a response while it worked
+    pull_seconds: float = 0.0  # of the newest weight update: until the buckets lay in shared memory
+    pull_bytes: int = 0  # of the newest weight update
+    pause_seconds: float = 0.0  # of the newest weight update: nothing was generated
+    spans: tuple[tuple[str, float, float], ...] = ()
     memory_bytes: int = 0  # that its processes hold
     first_token_seconds: float = 0.0  # from its first prompt to the engine's first token
 
 
 class Sampler:
     """Wrapped by `ray.remote` where it is placed. `store` is a handle to a `WeightStore`.
+
+    A prompt begins as soon as the engine has a place free, whatever else of the prompts before it still runs: so that
+    places stay filled when responses differ in length, and what waits has not begun when new weights come.
 
     `finishes`: responses that have begun end before new weights are swapped in; else they go on under them.
     """
@@ -62,14 +69,14 @@ class Sampler:
         self._version = 0
         self._fixed: tuple[str, ...] = ()  # checksums of the fixed buckets that the engine has
         self._tokens = self._prompts = self._samples = self._in_flight = self._attempts = 0
-        self._busy_since = self._busy_seconds = self._asleep_since = 0.0
+        self._responses = 0  # that the engine is at
+        self._looked_at = self._busy_since = self._busy_seconds = self._place_seconds = self._asleep_since = 0.0
         self._first_prompt_at = 0.0
         self._pull_seconds = self._pause_seconds = 0.0
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
-        self._takes_prompts, self._idle = asyncio.Event(), asyncio.Event()
-        self._takes_prompts.set()
+        self._takes_prompts, self._idle, self._changed = True, asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._doing = "starts"
         show_title(self.doing)
@@ -100,31 +107,62 @@ class Sampler:
 
     async def sample(self, task: SampleTask) -> list[Candidate]:
         """All responses to one prompt, in the order of `task.counts`."""
-        await self._takes_prompts.wait()
-        self._attempts += 1
-        self._first_prompt_at = self._first_prompt_at or time.time()
-        attempt = self._attempts
-        with self._busy():
-            groups = await asyncio.gather(
-                *(
-                    self._engine.generate(
-                        f"{task.key}#{attempt}.{group}",
-                        task.prompt_token_ids,
-                        n=count,
-                        temperature=temperature,
-                        max_tokens=task.max_new_tokens,
-                        stop=task.stop,
-                        stop_token_ids=task.stop_token_ids,
-                        ignore_eos=task.ignore_eos,
-                    )
-                    for group, (temperature, count) in enumerate(task.counts)
-                )
+        temperatures = [temperature for temperature, count in task.counts for _ in range(count)]
+        self._in_flight += 1
+        try:
+            await self._begin(task.responses)
+            self._attempts += 1
+            samples = await asyncio.gather(
+                *(self._generate(task, f"{task.key}#{self._attempts}.{n}", t) for n, t in enumerate(temperatures))
             )
+        finally:
+            self._in_flight -= 1
         self._prompts += 1
-        self._tokens += sum(len(sample.token_ids) for group in groups for sample in group)
-        samples = [(t, sample) for (t, _), group in zip(task.counts, groups, strict=True) for sample in group]
+        self._tokens += sum(len(sample.token_ids) for sample in samples)
         self._samples += len(samples)
-        return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(samples)]
+        pairs = zip(temperatures, samples, strict=True)
+        return [_candidate(task, number, t, sample) for number, (t, sample) in enumerate(pairs)]
+
+    async def _begin(self, responses: int) -> None:
+        """Wait until the engine has a place free, and take as many as there are responses; vLLM holds the rest."""
+        while not self._takes_prompts or self._responses >= self._options.max_num_seqs:
+            self._changed.clear()
+            await self._changed.wait()
+        now = time.time()
+        self._first_prompt_at = self._first_prompt_at or now
+        if self._responses == 0:
+            self._busy_since = now
+            self._idle.clear()
+        self._count_places(now)
+        self._responses += responses
+
+    def _generate(self, task: SampleTask, request_id: str, temperature: float) -> asyncio.Task[Sample]:
+        response = self._engine.generate(
+            request_id,
+            task.prompt_token_ids,
+            temperature=temperature,
+            max_tokens=task.max_new_tokens,
+            stop=task.stop,
+            stop_token_ids=task.stop_token_ids,
+            ignore_eos=task.ignore_eos,
+        )
+        running = asyncio.create_task(response)
+        running.add_done_callback(self._response_ended)
+        return running
+
+    def _response_ended(self, _: asyncio.Task[Sample]) -> None:
+        now = time.time()
+        self._count_places(now)
+        self._responses -= 1
+        self._changed.set()
+        if self._responses == 0:
+            self._close_span(now)
+            self._idle.set()
+
+    def _count_places(self, now: float) -> None:
+        """Up to now."""
+        self._place_seconds += min(self._responses, self._options.max_num_seqs) * (now - self._looked_at)
+        self._looked_at = now
 
     async def update(self, version: int) -> int:
         """Pull the weights of that version while requests run, and swap them in; returns the version in use."""
@@ -161,19 +199,21 @@ class Sampler:
             if await self._engine.prepare_weights(paths, partial=len(wanted) < len(buckets)):
                 _unlink(paths)
             if self._finishes:
-                self._takes_prompts.clear()
+                self._takes_prompts = False
                 await self._idle.wait()
             self._pause_seconds = await self._engine.swap_weights(version)
             self._fixed = fixed
         finally:
-            self._takes_prompts.set()
+            self._takes_prompts = True
+            self._changed.set()
             _unlink(paths)
 
     async def stats(self) -> SamplerStats:
         """Counters so far; raises when the engine's own processes have died."""
         await self._engine.check_health()
         now = time.time()
-        if self._in_flight:
+        self._count_places(now)
+        if self._responses:
             self._close_span(now)
             self._busy_since = now
         spans, self._spans = tuple(self._spans), []
@@ -184,6 +224,7 @@ class Sampler:
             samples=self._samples,
             in_flight=self._in_flight,
             busy_seconds=self._busy_seconds,
+            places_filled=self._place_seconds / max(1e-6, self._busy_seconds * self._options.max_num_seqs),
             pull_seconds=self._pull_seconds,
             pull_bytes=self._pull_bytes,
             pause_seconds=self._pause_seconds,
@@ -208,20 +249,6 @@ class Sampler:
 
     async def shutdown(self) -> None:
         self._engine.shutdown()
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        if self._in_flight == 0:
-            self._busy_since = time.time()
-        self._in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
-                self._close_span(time.time())
 
     def _close_span(self, now: float) -> None:
         self._busy_seconds += now - self._busy_since

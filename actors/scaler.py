@@ -24,8 +24,9 @@ class Scaler:
         self._training = config.training
         self._limits = Range(samplers.least, samplers.most, samplers.patience_s)
         phased = config.overlap == "none"
-        self._windows = windows(samplers.patience_s, pool.per_sampler, phased=phased)
-        self._memory = Memory(samplers.patience_s, pool.per_sampler, config.training.lists_per_step, phased=phased)
+        self._places = max(1, pool.per_sampler // config.sampling.k)  # prompts that one sampler has
+        self._windows = windows(samplers.patience_s, self._places, phased=phased)
+        self._memory = Memory(samplers.patience_s, self._places, config.training.lists_per_step, phased=phased)
         self._place: tuple[str, int] = ("", 0)  # phase and iteration of the looks
         self._first = 0  # optimizer steps before the iteration's
         self._phased = phased
@@ -85,7 +86,7 @@ class Scaler:
             waiting=progress.total - progress.sampled - len(pool.pending) if sampling else 0,
             later=iterations * training.prompts_per_iteration,
             peak=self._peak,
-            places=pool.per_sampler,
+            places=self._places,
             idle_s=now - self._worked,
             start_s=sum(pool.start_seconds) / max(1, len(pool.start_seconds)),
         )

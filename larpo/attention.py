@@ -3,7 +3,8 @@
 Three ways to the same rule, by the model's `attn_implementation`:
 
 - `larpo_segments` (CPU): an attention call for prompt and first response, and one for each other response, on the
-  prompt's keys and its own. No mask is larger than prompt and response, and what one would throw away is not computed.
+  prompt's keys and its own. Masks are of prompt and response, in steps of 256 tokens, and what one would throw away is
+  not computed.
   Serves softcaps (Gemma-2) and sliding windows too.
 - `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
 - `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.

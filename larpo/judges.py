@@ -22,7 +22,7 @@ from typing import Any
 from larpo.config import Judges
 from larpo.policy import PreparedPolicy
 
-KEYS = ("OPENAI_API_KEY", "OPENAI_CLIENT_CONFIG_PATH", "AZURE_OPENAI_API_KEY")  # one of these: alpaca_eval has a judge
+KEYS = ("OPENAI_API_KEY", "OPENAI_API_KEYS", "OPENAI_CLIENT_CONFIG_PATH", "AZURE_OPENAI_API_KEY")  # one is enough
 _KEPT = "larpo.json"  # what was asked, and the line that came of it
 _SCORES = ("length_controlled_winrate", "win_rate")  # columns of its leaderboard
 
@@ -30,7 +30,9 @@ _SCORES = ("length_controlled_winrate", "win_rate")  # columns of its leaderboar
 def run_alpaca_eval(outputs: Path, folder: Path, judges: Judges) -> str:
     """Win rates of a file of `larpo.model_outputs` by AlpacaEval's judge, which costs money at its provider.
 
-    Its leaderboard has a row for each model that it knows: ours is told by a name that no other has.
+    The judge that it takes by itself is OpenAI's, and nothing is started without a key for it. What another annotator
+    needs, a key of its provider's or a model here, alpaca_eval knows, and its last words say what is missing. Its
+    leaderboard has a row for each model that it knows: ours is told by a name that no other has.
     """
     asked = {"outputs": hashlib.sha256(outputs.read_bytes()).hexdigest(), "annotator": judges.annotator}
     if known := _kept(folder, asked):
@@ -38,34 +40,44 @@ def run_alpaca_eval(outputs: Path, folder: Path, judges: Judges) -> str:
     program = _program("alpaca_eval")
     if program is None:
         return f"alpaca_eval is not installed (pip install alpaca-eval): {outputs} is there for it"
-    if not any(os.environ.get(key) for key in KEYS):
-        return f"alpaca_eval has no judge: none of {', '.join(KEYS)} is set; {outputs} is there for it"
+    if judges.annotator is None and not any(os.environ.get(key) for key in KEYS):
+        return (
+            f"alpaca_eval's own judge is OpenAI's, and none of {', '.join(KEYS)} is set; set one, or name another judge"
+            f" in evaluation.judges.annotator; {outputs} is there for it"
+        )
     name = f"larpo-{uuid.uuid4().hex[:12]}"
     command = [program, "evaluate", "--model_outputs", str(outputs), "--output_path", str(folder), "--name", name]
     command += ["--is_overwrite_leaderboard", "True", "--is_cache_leaderboard", "False"]
     if judges.annotator:
         command += ["--annotators_config", judges.annotator]
     if failed := _run(command, judges.timeout_s):
-        return failed
+        return f"{failed} (evaluation.judges.annotator = {judges.annotator}; {outputs} is there for it)"
     scores, file = _scores(folder, name)
     if not scores:
         return f"alpaca_eval: done, but {file or f'no leaderboard.csv in {folder}'} has no scores of {name}"
     return _keep(folder, asked, f"alpaca_eval: {scores} ({file})")
 
 
-def run_lm_eval(model: PreparedPolicy, dtype: str, folder: Path, judges: Judges) -> str:
-    """Tasks of the language-model evaluation harness on a model folder; its own files go into `folder`."""
-    asked = {"model": model.fingerprint, "dtype": dtype, "tasks": list(judges.lm_eval_tasks)}
+def run_lm_eval(model: PreparedPolicy, dtype: str, folder: Path, judges: Judges, *, has_template: bool) -> str:
+    """Tasks of the language-model evaluation harness on a model folder; its own files go into `folder`.
+
+    Its prompts are put into the model's chat template where it has one, as larpo's own are.
+    """
+    tasks = list(judges.lm_eval_tasks)
+    asked = {"model": model.fingerprint, "dtype": dtype, "tasks": tasks, "chat_template": has_template}
     if known := _kept(folder, asked):
         return known
     program = _program("lm_eval")
     if program is None:
         return "lm_eval is not installed (pip install lm-eval): none of its tasks ran"
-    command = [program, "--model", "hf", "--model_args", f"pretrained={model.path},dtype={dtype}"]
-    command += ["--tasks", ",".join(judges.lm_eval_tasks), "--output_path", str(folder)]
+    trusted = ",trust_remote_code=True" if model.knobs.trust_remote_code else ""  # the model's code, no data set's
+    command = [program, "--model", "hf", "--model_args", f"pretrained={model.path},dtype={dtype}{trusted}"]
+    command += ["--tasks", ",".join(tasks), "--output_path", str(folder)]
+    command += ["--apply_chat_template"] if has_template else []
     if failed := _run(command, judges.timeout_s):
         return failed
-    return _keep(folder, asked, f"lm_eval: {', '.join(judges.lm_eval_tasks)} done, results in {folder}")
+    form = "the model's chat template" if has_template else "plain text, for the model has no chat template"
+    return _keep(folder, asked, f"lm_eval: {', '.join(tasks)} done in {form}, results in {folder}")
 
 
 def _kept(folder: Path, asked: Mapping[str, Any]) -> str | None:

@@ -127,6 +127,7 @@ _SAMPLER = (
         ("in_flight", "prompts", "prompts that the sampler works on"),
         ("weight_version", "version", "weight version that the sampler holds"),
         ("busy", "share", "of the last minute in which the sampler worked"),
+        ("places_filled", "share", "of the engine's places for responses, `samplers.max_num_seqs`, while it worked"),
         ("first_token_seconds", "seconds", "from the sampler's first prompt to its engine's first token; 0 before it"),
         labels=BY_SAMPLER,
     ),

@@ -9,6 +9,7 @@ from pydantic import Field
 from larpo.knobs import Cores, Positive, Resources, Seconds, Section
 
 RewardKind = Literal["verifier", "callable", "sequence_classification", "pairwise", "vllm", "http", "weighted"]
+JOINT_KINDS = ("callable", "pairwise")  # a response's reward depends on those that it was seen with
 
 
 class Classifier(Section):
@@ -85,6 +86,11 @@ class Reward(Section):
     def sections(self) -> tuple[Reward, ...]:
         """This section, or those that a weighted one adds up, and theirs."""
         return tuple(s for part in self.parts for s in part.sections()) if self.kind == "weighted" else (self,)
+
+    @property
+    def joint_kinds(self) -> tuple[str, ...]:
+        """Kinds within it whose rewards compare within one list alone, and no models; a server's are not known here."""
+        return tuple(dict.fromkeys(section.kind for section in self.sections() if section.kind in JOINT_KINDS))
 
     @property
     def source(self) -> str:

@@ -63,7 +63,7 @@ class House:
             lambda actor: setattr(actor, "killed", True),
             Samplers(count=count, **knobs),
             Timeouts(**timeouts),
-            prompts_per_sampler=per_sampler,
+            responses_per_sampler=per_sampler,
             on_failure=lambda name, reason: self.failures.append((name, reason)),
             draining=lambda: self.draining,
             own_node="own",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from actors.pool import SamplerPool
+from actors.pool import SamplerPool, responses_per_sampler
 from larpo.config import Config
 from larpo.policy import prepare_policy
 from scripts.benchmarks.measuring import BenchmarkError
@@ -29,7 +29,7 @@ def ray_for(config: Config) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def running_pool(config: Config, prompts_per_sampler: int) -> AsyncIterator[tuple[SamplerPool, Any]]:
+async def running_pool(config: Config) -> AsyncIterator[tuple[SamplerPool, Any]]:
     """A pool whose samplers are ready, and the store that they take weights from; Ray is there already.
 
     A sampler that dies voids the measurement: BenchmarkError.
@@ -44,7 +44,7 @@ async def running_pool(config: Config, prompts_per_sampler: int) -> AsyncIterato
         kill,
         config.samplers,
         config.timeouts,
-        prompts_per_sampler,
+        responses_per_sampler(config.samplers, config.sampling.k),
         on_failure=lambda name, reason: failures.append(f"{name}: {reason}"),
     )
     try:

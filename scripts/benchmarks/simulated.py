@@ -75,7 +75,7 @@ class InstantSampler:
         return self._answers[task.key]
 
     async def stats(self) -> SamplerStats:
-        return SamplerStats(self._version, 0, 0, 0, 0, 0.0, 0.0, 0, 0.0, ())
+        return SamplerStats(self._version)
 
     async def shutdown(self) -> None:
         """There is nothing to end."""
@@ -124,7 +124,7 @@ class SimulatedCast(TrainingCast):
             lambda actor: None,
             run.config.samplers,
             run.config.timeouts,
-            PROMPTS_A_SAMPLER,
+            PROMPTS_A_SAMPLER * CANDIDATES,
             on_failure=lambda name, reason: None,
         )
 

@@ -131,7 +131,7 @@ def _write_published(policy: Path, target: Path, bucket_mib: int, dtype: str) ->
 
 async def _publish_all(work: Publications, folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"store_s": [], "total_s": [], "pull_s": [], "pause_s": [], "copy_s": []}
-    async with running_pool(work.config, prompts_per_sampler=2) as (pool, store):
+    async with running_pool(work.config) as (pool, store):
         busy = [asyncio.create_task(_keep_busy(pool, work, number)) for number in range(work.samplers)]
         try:
             for version in range(1, work.warm_ups + work.repetitions + 1):

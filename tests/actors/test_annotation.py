@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.annotation import Annotation
+from actors.annotation import Annotation, sample_task
 from larpo.config import Config
 from larpo.memory import join
 from larpo.rewards import Reward
@@ -105,7 +105,7 @@ def test_sampling_follows_a_pool_that_grows_and_shrinks():
             return []
 
         first, second = Double("first", sample=waits), Double("second", sample=waits)
-        house = House(first, second, max_count=2, per_sampler=3, drain_s=0.01)
+        house = House(first, second, max_count=2, per_sampler=24, drain_s=0.01)
         await house.pool.start()
         prompts = [Prompt(f"p{number}", (Message("user", "?"),)) for number in range(40)]
         config = Config.model_validate({"stream": {"lists_per_part": 64}})
@@ -129,3 +129,21 @@ def test_sampling_follows_a_pool_that_grows_and_shrinks():
         assert made.prompts_sampled == 40
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("by_iteration", "expected"),
+    [
+        ([1.0, 0.7, 0.4], [((1.0, 5),), ((0.7, 5),), ((0.4, 5),)]),
+        ([], [((1.2, 3), (0.8, 2))] * 3),  # 5 dealt over both, in each iteration alike
+    ],
+)
+def test_each_iteration_samples_at_its_own_temperature(by_iteration, expected):
+    sampling = {"k": 5, "temperatures": [1.2, 0.8], "temperature_by_iteration": by_iteration, "max_new_tokens": 12}
+    config = Config.model_validate({"sampling": sampling, "training": {"iterations": 3}})
+    run = SimpleNamespace(config=config, token_ids={"p": (5, 6)}, stop_token_ids=(2,))
+    prompt = Prompt("p", (Message("user", "?"),))
+    tasks = [sample_task(run, iteration, prompt) for iteration in range(3)]
+    assert [task.counts for task in tasks] == expected
+    assert [(task.key, task.iteration) for task in tasks] == [("0000/p", 0), ("0001/p", 1), ("0002/p", 2)]
+    assert {(task.prompt_token_ids, task.max_new_tokens, task.stop_token_ids) for task in tasks} == {((5, 6), 12, (2,))}

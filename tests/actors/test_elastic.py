@@ -84,7 +84,7 @@ class PoolOnTheCluster:
             kill,
             config.samplers,
             config.timeouts,
-            prompts_per_sampler=2,
+            responses_per_sampler=8,
             on_failure=lambda name, reason: self.failures.append((name, reason)),
         )
 
@@ -101,12 +101,12 @@ class PoolOnTheCluster:
 
         task = SampleTask(f"0000/{number}", 0, (40, 41, 42), ((1.0, 4),), 200)
         self.answers.setdefault(task.key, []).append(await self.pool.sample(task))
-        await self.pool.free_slot()
+        await self.pool.free_slots(4)
 
     async def feed(self, group: asyncio.TaskGroup) -> int:
         number = 0
         while not self.over.is_set():
-            await self.pool.take_slot()
+            await self.pool.take_slots(4)
             group.create_task(self.answer(number))
             number += 1
         return number

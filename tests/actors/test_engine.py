@@ -1,5 +1,6 @@
 """Real vLLM in real sampler actors: what they give is what the trainer's model says, before and after new weights."""
 
+import asyncio
 import dataclasses
 import os
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from actors.engine import EngineOptions
+from actors.engine import Engine, EngineOptions
 from actors.placement import kill, place_sampler, place_store
 from actors.published import PublishedFolder, encode_bucket, read_buckets, split_into_buckets
 from actors.sampler import SampleTask
@@ -134,6 +135,18 @@ def test_an_engine_on_cores_is_one_process_and_keeps_to_them(house):
     (engine,) = (child for child in children if command_of(child).startswith("VLLM::"))
     everywhere = len(os.sched_getaffinity(0))
     assert len(engine.cpu_affinity()) <= max(1, everywhere - 1)  # `auto` leaves a core to others
+
+
+def test_what_one_worker_could_not_load_is_said_once_and_ends_the_wait_for_the_others():
+    """Who has said it answers False from then on: with the others still at work, no look would find all of them."""
+    looks = iter([[False, False], ["it does not load", False], [False, True], [False, True]])
+
+    async def asked(method, args=()):
+        return [True, True] if method == "larpo_prepare_weights" else next(looks)
+
+    engine = Engine(SimpleNamespace(collective_rpc=asked), loads_beside=True)
+    with pytest.raises(CheckpointError, match="it does not load"):
+        asyncio.run(asyncio.wait_for(engine.prepare_weights(()), 5))
 
 
 # --- What a sampler gives

@@ -173,9 +173,10 @@ def test_results_are_those_of_the_doubles(house, prepared):
     assert ranking["models"]["tuned"]["gamma"]["tau"] == pytest.approx([0.0] * 3)
     assert len(house.scored) == 2 * PROMPTS
     assert json.loads((evaluation.folder / "results.json").read_text())["prompts"] == PROMPTS
-    assert {path.name for path in (evaluation.folder / "outputs").iterdir()} == {
-        f"{name}.{form}" for name in ("base", "tuned") for form in ("alpaca_eval.json", "mixeval.jsonl")
-    }
+    outputs = evaluation.folder / "outputs"
+    (free_form,) = (outputs / "tuned" / "mixeval").rglob("local_chat_close_freeform.jsonl")
+    assert len(free_form.read_text().splitlines()) == PROMPTS
+    assert {path.name for path in outputs.glob("*.json")} == {f"{name}.alpaca_eval.json" for name in ("base", "tuned")}
     assert (evaluation.folder / "report.html").stat().st_size > 10_000
 
 

@@ -61,6 +61,7 @@ def stats(prompts: int, tokens: int, version: int = 0, in_flight: int = 1) -> Sa
         samples=4 * prompts,
         in_flight=in_flight,
         busy_seconds=0.0,
+        places_filled=0.0,
         pull_seconds=0.0,
         pull_bytes=0,
         pause_seconds=0.0,

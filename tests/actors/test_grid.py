@@ -218,7 +218,17 @@ def test_what_is_asked_afterwards_is_no_matter_of_what_was_trained(tmp_path):
         (
             "a",
             "reward: {kind: weighted, parts: [{kind: pairwise, ranker: {model: m}}]}",
-            "a pairwise ranker's rewards compare within one list alone; set none",
+            "rewards of kind pairwise compare within one list alone; set none",
+        ),
+        (
+            "a",
+            "reward: {kind: callable, name: 'm:f'}",
+            "rewards of kind callable compare within one list alone; set none, or another reward (a function of yours",
+        ),
+        (
+            "a",
+            "reward: {kind: weighted, parts: [{name: reasoning_gym}, {kind: callable, name: 'm:f'}]}",
+            "rewards of kind callable compare",
         ),
     ],
 )
@@ -303,6 +313,22 @@ def test_arms_share_what_they_have_in_common(experiment):
     assert "the lists of the first iteration come from order-seed0" in (home / "pair-seed0.log").read_text()
     log = [json.loads(line) for line in (home / "pair-seed0/metrics.jsonl").read_text().splitlines()]
     assert any(record["event"] == "evaluation" and record["label"] == "base policy" for record in log)
+
+
+@pytest.mark.slow
+def test_results_tell_what_a_fair_comparison_holds_equal(experiment):
+    """`pair` has the lists of `order`; what `borrowed` took from other prompts is no sample of its own."""
+    home, _, _ = experiment
+    spent = {arm: ArmResult.read(home / f"results/{arm}-seed0.json").spent for arm in ("order", "pair", "borrowed")}
+    for arm, found in spent.items():
+        steps = [json.loads(line) for line in (home / f"{arm}-seed0/metrics.jsonl").read_text().splitlines()]
+        taken = [record["train/lists"] for record in steps if record["event"] == "step"]
+        assert (found["run/step"], found["train/lists"]) == (len(taken), sum(taken))
+        assert (found["sampler/prompts"], found["sampler/samples"]) == (12, 12 * 4)
+    assert spent["order"]["sampler/tokens"] == spent["pair"]["sampler/tokens"] > 0
+    header, _, first, *_ = (home / "results" / "table.md").read_text().splitlines()
+    assert header.endswith("| steps | lists | sampled tokens |")
+    assert first.endswith(f"| {spent['order']['train/lists']:.1f} | {spent['order']['sampler/tokens']} |")
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class House:
         self.rewards, self.held, self.records, self.phases = dict(rewards), 0, [], []
         self.cast = SimpleNamespace(
             run=run,
-            samplers=SimpleNamespace(sample=self._sample, take_slot=self._take_slot, free_slot=self._free_slot),
+            samplers=SimpleNamespace(sample=self._sample, take_slots=self._take_slots, free_slots=self._free_slots),
             rewards=SimpleNamespace(rank=self._rank, take_hits=lambda: 0),
             lend=self._lend,
         )
@@ -55,14 +55,14 @@ class House:
         assert is_written(self.run.folder, point_of(folder))
         self.held = version
 
-    async def _take_slot(self):
-        self.slots += 1
+    async def _take_slots(self, responses):
+        self.slots += responses
 
-    async def _free_slot(self):
-        self.slots -= 1
+    async def _free_slots(self, responses):
+        self.slots -= responses
 
     async def _sample(self, task):
-        assert self.slots == 1
+        assert self.slots == 3  # two samples and the greedy response
         spans = (VersionSpan(0, 1, self.held),)
         return [
             Candidate(f"{task.key}/{n}", str(self.held), (7,), (-1.0,), "stop", 1.0, "sampled", 0, spans)

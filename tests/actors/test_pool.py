@@ -31,6 +31,30 @@ def test_prompts_go_to_the_sampler_with_least_to_do():
     asyncio.run(go())
 
 
+def test_what_a_large_prompt_leaves_is_for_as_many_small_ones_as_fit():
+    async def go():
+        may_end, running = asyncio.Event(), []
+
+        async def waits(task):
+            running.append(task.key)
+            await may_end.wait()
+            return []
+
+        house = House(Double("a", sample=lambda task: waits(task) if task.responses == 1 else settled()), per_sampler=4)
+        await house.pool.start()
+        tasks = [
+            SampleTask(key, 0, (1,), ((1.0, count),), 4) for key, count in {"large": 4, "1": 1, "2": 1, "3": 1}.items()
+        ]
+        answers = [asyncio.create_task(house.pool.sample(task)) for task in tasks]
+        await answers[0]
+        await settled()
+        assert running == ["1", "2", "3"]
+        may_end.set()
+        await asyncio.gather(*answers)
+
+    asyncio.run(go())
+
+
 def test_a_sampler_that_dies_in_its_sleep_is_started_again_when_all_wake():
     """Its engine would take memory that is the trainer's meanwhile."""
 
@@ -378,7 +402,7 @@ def test_a_real_sampler_is_killed_and_every_prompt_is_answered(local_ray, tiny_p
         kill,
         config.samplers,
         config.timeouts,
-        prompts_per_sampler=4,
+        responses_per_sampler=32,
         on_failure=lambda name, reason: failures.append(name),
     )
     tasks = [SampleTask(f"0000/{n}", 0, (40, 41, 42), ((1.0, 8),), 300) for n in range(12)]

@@ -125,6 +125,7 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
         samples=4 * prompts,
         in_flight=in_flight,
         busy_seconds=0.0,
+        places_filled=0.0,
         pull_seconds=0.25,
         pull_bytes=2**28,
         pause_seconds=0.125,
@@ -226,7 +227,7 @@ def test_pauses_between_steps_are_no_work_and_what_is_heard_late_counts_where_it
 def test_the_monitor_sizes_an_elastic_pool_and_no_other():
     def scaler(**samplers):
         settings = Config.model_validate({"samplers": samplers})
-        pool = SimpleNamespace(per_sampler=2)
+        pool = SimpleNamespace(per_sampler=16)
         cast = SimpleNamespace(samplers=pool, run=SimpleNamespace(config=settings))
         return Monitor(cast, Progress(settings, Records()))._scaler
 

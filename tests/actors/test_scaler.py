@@ -19,7 +19,7 @@ class Run:
         )
         self.now, self.said, self.logged, self.sizes = 0.0, [], [], []
         self.pool = SimpleNamespace(
-            ready=1, coming=0, active=4, pending=dict.fromkeys("abcd"), per_sampler=4, start_seconds=[20.0]
+            ready=1, coming=0, active=4, pending=dict.fromkeys("abcd"), per_sampler=32, start_seconds=[20.0]
         )
         self.pool.may_grow, self.pool.resize = True, self.sizes.append
         self.progress = SimpleNamespace(phase=SAMPLING, iteration=0, sampled=0, ranked=0, step=0, total=1000)

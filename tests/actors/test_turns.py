@@ -146,13 +146,13 @@ def test_a_sleeping_engine_gives_its_memory_back_and_takes_it_again(tiny_policy)
         config = Config.model_validate({"policy": {"dtype": "float32"}, "samplers": section})
         engine = await Engine.start(Path(tiny_policy), EngineOptions.of(config))
         awake = torch.cuda.mem_get_info()[0]
-        before = await engine.generate("a", [1, 2, 3], n=1, temperature=0.0, max_tokens=8)
+        before = await engine.generate("a", [1, 2, 3], temperature=0.0, max_tokens=8)
         await engine.sleep()
         asleep = torch.cuda.mem_get_info()[0]
         await engine.wake()
-        after = await engine.generate("b", [1, 2, 3], n=1, temperature=0.0, max_tokens=8)
+        after = await engine.generate("b", [1, 2, 3], temperature=0.0, max_tokens=8)
         engine.shutdown()
-        assert before[0].token_ids == after[0].token_ids
+        assert before.token_ids == after.token_ids
         return awake, asleep, torch.cuda.get_device_properties(0).total_memory
 
     awake, asleep, total = asyncio.run(go())

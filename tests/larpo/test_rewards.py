@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from larpo.callable_reward import CallableReward
+from larpo.classifier_reward import ClassifierReward
 from larpo.errors import ConfigError, DataError, RewardError
+from larpo.pairwise_reward import PairwiseReward
+from larpo.reward_config import JOINT_KINDS
 from larpo.reward_config import Reward as RewardSection
 from larpo.rewards import Reward, make_reward_model
 from larpo.types import Message, Prompt
@@ -153,6 +157,19 @@ def test_math_that_never_ends_costs_its_own_time_only():
     finally:
         model.close()
     assert rewards == [Reward(1.0), Reward(0.0, "timed out after 3 s"), Reward(1.0), Reward(0.0)]
+
+
+def test_a_recipe_tells_which_rewards_compare_within_one_list_alone():
+    """As the models themselves do, but for those of a server, which is asked."""
+    from actors.vllm_reward import VllmReward
+
+    kinds = {"verifier": VerifierReward, "callable": CallableReward, "pairwise": PairwiseReward}
+    kinds |= {"sequence_classification": ClassifierReward, "vllm": VllmReward}
+    assert {kind for kind, model in kinds.items() if model.joint} == set(JOINT_KINDS)
+    inner = {"kind": "weighted", "parts": [{"kind": "callable"}, {"kind": "pairwise"}, {"kind": "callable"}]}
+    summed = RewardSection.model_validate({"kind": "weighted", "parts": [{"kind": "verifier"}, inner]})
+    assert summed.joint_kinds == ("callable", "pairwise")
+    assert RewardSection(kind="http").joint_kinds == RewardSection().joint_kinds == ()
 
 
 def test_a_closed_model_says_so(odd_path):

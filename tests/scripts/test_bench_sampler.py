@@ -34,9 +34,10 @@ def test_prompts_of_the_same_seed_are_the_same_and_of_others_not():
 def test_a_side_that_gives_fewer_tokens_than_asked_for_is_refused():
     work = Sampling("folder", "float32", prompts=2, repetitions=2, prompt_tokens=4, response_tokens=5, responses=3)
     assert work.tokens == 2 * 3 * 5
-    assert _rates("larpo", work, [(9.0, 30), (2.0, 30), (3.0, 30)]).values == (30 / 2, 30 / 3)
+    assert _rates("larpo", work, [(9.0, 30), (2.0, 30), (3.0, 30)], True).values == (30 / 2, 30 / 3)
+    assert _rates("larpo", work, [(9.0, 30), (2.0, 29), (3.0, 28)], False).values == (29 / 2, 28 / 3)
     with pytest.raises(BenchmarkError, match=r"larpo gave \[29\] tokens in a repetition, where 30 were asked for"):
-        _rates("larpo", work, [(9.0, 30), (2.0, 29), (3.0, 30)])
+        _rates("larpo", work, [(9.0, 30), (2.0, 29), (3.0, 30)], True)
 
 
 def test_a_larger_model_has_as_many_layers_as_come_nearest():
@@ -111,10 +112,12 @@ def results(folder, name):
 def test_the_pool_and_bare_vllm_give_as_many_tokens(tiny_policy, tmp_path):
     command = f"sampler --policy {tiny_policy} --prompts 12 --shape 40,20 --repetitions 2 --out {tmp_path}"
     assert main(command.split()) == 0
-    [row], _ = results(tmp_path, "sampler")
-    assert (row["unit"], row["target"], row["other"]["label"]) == ("tokens/s", ">= 0.97", "vLLM")
-    assert [len(row[side]["values"]) for side in ("ours", "other")] == [2, 2]
-    assert min(row["ours"]["values"] + row["other"]["values"]) > 0
+    rows, _ = results(tmp_path, "sampler")
+    assert [row["what"].split(" prompts")[0] for row in rows] == ["12", "36"]
+    for row in rows:
+        assert (row["unit"], row["target"], row["other"]["label"]) == ("tokens/s", ">= 0.97", "vLLM")
+        assert [len(row[side]["values"]) for side in ("ours", "other")] == [2, 2]
+        assert min(row["ours"]["values"] + row["other"]["values"]) > 0
 
 
 @pytest.mark.slow
