@@ -25,8 +25,9 @@ from larpo.compute_type import settled
 from larpo.config import Config
 from larpo.errors import ConfigError, DataError, TrainingError
 from larpo.evaluation import HeldoutResult
-from larpo.experiment import ArmResult, rounded_rewards
+from larpo.experiment import ArmResult, rounded_rewards, what_was_spent
 from larpo.recipe import arms, first_arms, flat_knobs, load_config, recipe_name
+from larpo.records import read_lists
 from larpo.run_log import read_run_log
 from larpo.storage import is_uri
 
@@ -182,6 +183,7 @@ def _keep(run: ArmRun, seconds: float) -> None:
         hardness={name: fmean(found) for name in _HARDNESS if (found := [r[name] for r in log.lists if name in r])},
         knobs=_knobs(load_config(str(run.folder / CONFIG_FILE))),
         made=made(seconds),
+        spent=what_was_spent(log, read_lists(run.folder / "lists")),
     )
     write_result(run.result, result.to_json())
     _drop_checkpoints(run.folder / "checkpoints")

@@ -124,11 +124,7 @@ class Monitor:
             self._flow.span(f"trainer-{record['rank']}", kind, start, end)
             if kind == "publish" and record["rank"] == 0:
                 self._progress.log("weights", {"weights/publish_seconds": end - start})
-        if "metrics" in record:
-            metrics = record["metrics"]
-            self._progress.step, self._progress.loss = record["step"], metrics["train/loss"]
-            fields = {key: record[key] for key in ("step", "iteration", "epoch")}
-            self._progress.log("step", metrics, **fields)
+        _tell_step(self._progress, record)
 
     def _samplers(self) -> None:
         pool = self._cast.samplers
@@ -168,3 +164,23 @@ def _doing(member: Member) -> str:
     if member.status != "ready":
         return member.status
     return "sampling" if member.busy else "idle"
+
+
+async def last_words(cast: Any, progress: Progress) -> None:
+    """Tell the steps that the trainer ended when nobody looked any more, as the run was stopped."""
+    limit = cast.run.config.timeouts.shutdown_s
+    try:
+        status = await cast.call(cast.stream.status, limit_s=limit, knob="timeouts.shutdown_s")
+    except Exception as error:  # the run is stopped all the same
+        progress.say(f"the trainer's last steps are not told ({type(error).__name__}: {error})")
+        return
+    for record in status.reports:
+        _tell_step(progress, record)
+
+
+def _tell_step(progress: Progress, record: Mapping[str, Any]) -> None:
+    """What rank 0 says of a step; other records have no metrics."""
+    if "metrics" in record:
+        metrics = record["metrics"]
+        progress.step, progress.loss = record["step"], metrics["train/loss"]
+        progress.log("step", metrics, **{key: record[key] for key in ("step", "iteration", "epoch")})

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from actors import placement
 from actors.cast import TrainingCast
 from actors.keeping import kept
-from actors.monitor import Monitor
+from actors.monitor import Monitor, last_words
 from actors.preparation import PreparedRun, create_folder, locked
 from actors.progress import WRITING, Progress
 from actors.results import Results
@@ -68,6 +68,8 @@ async def conduct(
             raise
         finally:
             await cast.stop(reason, gently=stopped)
+            if stopped:
+                await last_words(cast, progress)
             await _report(run.folder, progress)
         progress.flush()
         telemetry.log("done", {**results.metrics, "run/seconds": telemetry.seconds()}, **results.fields)
@@ -100,6 +102,10 @@ async def watched(cast: TrainingCast, progress: Progress, work: Coroutine[Any, A
         await asyncio.wait({monitor})
         await looker.look(last=True)
         return result
+    except asyncio.CancelledError:
+        looker.end()
+        await asyncio.wait({monitor}, timeout=5.0)  # what the stream has just told it is told once
+        raise
     except BaseExceptionGroup as group:
         raise _first_cause(group) from group
     finally:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from larpo.errors import DataError
 from larpo.evaluation import HeldoutResult, prompt_rewards
+from larpo.run_log import RunLog
+from larpo.types import CandidateList
 
 TABLE_HEADER = (
     "arm",
@@ -29,7 +31,12 @@ TABLE_HEADER = (
     "right",
     "gap",
     "overlap",
+    "steps",
+    "lists",
+    "sampled tokens",
 )
+
+_SPENT = {"run/step": ".1f", "train/lists": ".1f", "sampler/tokens": ".0f"}  # the last columns
 
 _OF_BASE = ("policy.model", "reward.kind", "reward.name", "reward.classifier.model", "prompts.source")  # its rewards
 
@@ -53,7 +60,8 @@ class KeptResult:
 class ArmResult(KeptResult):
     """One run of an arm: the record that ended it, held-out rewards by evaluation, and how hard its lists were.
 
-    `knobs` are those that the arm and the command line set; `made` tells commit, machine and seconds.
+    `knobs` are those that the arm and the command line set; `made` tells commit, machine and seconds. `spent` is what
+    arms that are compared should have in common; older results lack it.
     """
 
     arm: str
@@ -63,6 +71,7 @@ class ArmResult(KeptResult):
     hardness: Mapping[str, float]
     knobs: Mapping[str, Any]
     made: Mapping[str, Any]
+    spent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_judged(self) -> bool:
@@ -86,6 +95,24 @@ class ArmResult(KeptResult):
 def rounded_rewards(result: HeldoutResult) -> tuple[float, ...]:
     """Each held-out prompt's mean reward, to four digits: what a committed file needs."""
     return tuple(round(float(value), 4) for value in prompt_rewards(result))
+
+
+def what_was_spent(log: RunLog, lists: Iterable[CandidateList]) -> dict[str, int]:
+    """Optimizer steps, the lists that they trained on, and what was sampled for all lists: prompts, responses, tokens.
+
+    By the names of the metrics of which they are totals. A skipped step and its lists do not count, a list counts once
+    an epoch; lists that another run had sampled count as the run's own, and held-out samples do not. Steps and lists
+    are left out where the log lacks a step, which a kill may have kept from being told.
+    """
+    lengths = [[len(c.token_ids) for c in item.candidates if c.origin == "sampled"] for item in lists]
+    steps = [record for record in log.steps if not record.get("train/bad_steps")]
+    trained = {"run/step": len(steps), "train/lists": int(sum(record["train/lists"] for record in steps))}
+    whole = [record["step"] for record in log.steps] == list(range(1, len(log.steps) + 1))
+    return (trained if whole else {}) | {
+        "sampler/prompts": sum(1 for of_prompt in lengths if of_prompt),
+        "sampler/samples": sum(len(of_prompt) for of_prompt in lengths),
+        "sampler/tokens": sum(sum(of_prompt) for of_prompt in lengths),
+    }
 
 
 @dataclass(frozen=True)
@@ -132,7 +159,8 @@ def table(
 ) -> list[tuple[str, ...]]:
     """One row an arm, as TABLE_HEADER. The gain is against the base policy; "right" are samples of full reward.
 
-    `first` names the arm that each is compared with: the first of all where it is not given.
+    Steps, the lists that they trained on and sampled tokens are means a run. `first` names the arm that each is
+    compared with: the first of all where it is not given.
     """
     found = by_arm(results, arms)
     first = first or dict.fromkeys(arms, next(iter(found), ""))
@@ -153,6 +181,7 @@ def table(
                 f"{statistics.fmean(right):.1%}" if right else "-",
                 _mean([run.hardness["lists/reward_gap"] for run in runs if "lists/reward_gap" in run.hardness]),
                 _mean([run.hardness["lists/overlap"] for run in runs if "lists/overlap" in run.hardness]),
+                *(_mean_spent(runs, name, form) for name, form in _SPENT.items()),
             )
         )
     return rows
@@ -160,6 +189,13 @@ def table(
 
 def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}" if values else "-"
+
+
+def _mean_spent(runs: Sequence[ArmResult], name: str, form: str) -> str:
+    """A dash where not every run of the arm tells it."""
+    if any(name not in run.spent for run in runs):
+        return "-"
+    return format(statistics.fmean(run.spent[name] for run in runs), form)
 
 
 def _with_ends(interval: Interval) -> str:

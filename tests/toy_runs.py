@@ -135,6 +135,8 @@ def until(condition, limit_s: float, tell=lambda: "") -> float:
 class Runs:
     """Starts `scripts.align` in a process of its own, with a mark in the environment that all its processes inherit."""
 
+    module = "scripts.align"
+
     def __init__(self, folder: Path, policy: Path, address: str | None = None) -> None:
         """`address` is that of the Ray cluster to join; each run starts its own without."""
         self.join(address)
@@ -160,7 +162,7 @@ class Runs:
             environment["RAY_ADDRESS"] = self._address
         environment |= self.environment
         with open(self.folder / "log.txt", "a") as log:
-            command = [sys.executable, "-m", "scripts.align", *arguments]
+            command = [sys.executable, "-m", self.module, *arguments]
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
     def new(self, overlap: str, *overrides: str) -> subprocess.Popen:

@@ -18,7 +18,10 @@ from larpo.experiment import (
     markdown_table,
     t_interval,
     table,
+    what_was_spent,
 )
+from larpo.metrics import METRICS
+from larpo.run_log import make_run_log
 
 
 def result(arm: str, seed: int, before: float, after: float, **hardness: float) -> ArmResult:
@@ -60,7 +63,7 @@ def test_the_table_has_a_row_an_arm_in_the_order_of_the_grid():
     assert rows[0][1:4] == ("0, 1, 2", "0.200", "0.350")
     assert rows[0][5] == ""  # the first arm is what the others are compared with
     assert rows[1][5].startswith("+0.090 [")
-    assert rows[2][4:] == ("+0.100", "+0.000", "15.0%", "0.750", "0.500")
+    assert rows[2][4:] == ("+0.100", "+0.000", "15.0%", "0.750", "0.500", "-", "-", "-")
 
 
 def test_arms_of_several_axes_are_compared_with_their_own_kind():
@@ -90,6 +93,43 @@ def test_arms_without_held_out_rewards_have_a_row_and_no_plot():
     assert "pairrm" not in arm_plot([unjudged, judged], ["pairrm", "rm"], "both")
     with pytest.raises(DataError, match="no arm has held-out rewards"):
         arm_plot([unjudged], ["pairrm"], "none")
+
+
+def step(number: int, lists: float, bad: float = 0.0) -> dict:
+    return {"time": 0.0, "event": "step", "step": number, "train/lists": lists, "train/bad_steps": bad}
+
+
+def test_what_was_spent_is_that_of_the_steps_that_count_and_of_fresh_responses(make_list):
+    log = make_run_log([step(1, 4.0), step(2, 4.0), step(2, 3.0), step(3, 4.0, bad=1.0)])  # 2 was taken back once
+    fresh, old = make_list(0, (7, 3)), make_list(1, (5, 2, 4))
+    remembered = [old.candidates[0].replace(origin="remembered"), old.candidates[1].replace(origin="given")]
+    lists = [fresh, old.replace(candidates=(*remembered, old.candidates[2])), old.replace(candidates=remembered[:1])]
+    found = what_was_spent(log, iter(lists))
+    assert found == {
+        "run/step": 2,
+        "train/lists": 4 + 3,
+        "sampler/prompts": 2,
+        "sampler/samples": 2 + 1,
+        "sampler/tokens": 7 + 3 + 4,
+    }
+    assert set(found) <= set(METRICS)
+    lost = what_was_spent(make_run_log([step(1, 4.0), step(3, 4.0)]), [fresh])
+    assert set(found) - set(lost) == {"run/step", "train/lists"}
+
+
+def test_the_table_tells_what_was_spent_where_every_result_does():
+    spent = [{"run/step": steps, "train/lists": 120, "sampler/tokens": 38_400} for steps in (10, 11)]
+    both = [dataclasses.replace(run, spent=told) for run, told in zip(PAIRS, spent, strict=False)]
+    assert TABLE_HEADER[-3:] == ("steps", "lists", "sampled tokens")
+    assert table(both, ("pairwise",))[0][-3:] == ("10.5", "120.0", "38400")
+    assert table([*both, PAIRS[2]], ("pairwise",))[0][-3:] == ("-", "-", "-")  # a mean over two of three seeds
+
+
+def test_a_result_of_before_it_was_told_is_read(tmp_path):
+    older = json.loads(PAIRS[0].to_json())
+    del older["spent"]
+    (tmp_path / "a.json").write_text(json.dumps(older))
+    assert ArmResult.read(tmp_path / "a.json").spent == {}
 
 
 def test_the_page_table_has_as_many_cells_in_each_line():

@@ -130,7 +130,7 @@ def test_models_are_compared(evaluated, results):
     low, high = results["win_rates"]["other"]["raw"][1:]
     assert 0 <= low <= results["win_rates"]["other"]["raw"][0] <= high <= 1
     printed = (evaluated / "stdout.txt").read_text()
-    for word in ("Recall@5", "best reward of N", "length-controlled", "Kendall tau", "no majority vote"):
+    for word in ("Recall@N", "best reward of N", "length-controlled", "Kendall tau", "no majority vote"):
         assert word in printed
 
 

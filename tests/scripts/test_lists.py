@@ -1,10 +1,13 @@
 """A run's lists on the terminal and in the forms that other tools read."""
 
+from dataclasses import replace
+
 import datasets
 import pytest
 
 from larpo.recipe import config_to_yaml, load_config
-from larpo.records import write_part
+from larpo.records import read_lists, write_part
+from larpo.types import Message
 from scripts.lists import main
 
 
@@ -49,6 +52,36 @@ def test_pairs_are_a_preference_dataset_of_trl(run, tmp_path, ending):
     assert rows[2]["rejected"] == [{"role": "assistant", "content": "answer 2 2"}]
     data_utils = pytest.importorskip("trl.data_utils")
     assert data_utils.is_conversational(rows[0])
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("section", ["prompts", "preferences"])
+@pytest.mark.parametrize("trained", [[], ["--trained"]])
+def test_the_prompt_of_a_row_is_the_one_that_was_answered(run, tmp_path, capsys, section, trained):
+    """With the recipe's system turn; the lists on disk have the prompt as its dataset has it."""
+    recipe = "quickstart" if section == "prompts" else "offline-arithmetic"
+    config = load_config(recipe, [f"{section}.system={SYSTEM['content']}"])
+    (run / "config.yaml").write_text(config_to_yaml(config))
+    assert main([str(run), *trained, "--limit", "1"]) == 0
+    assert "system Be brief." in capsys.readouterr().out
+    for form in ("pairs", "ranked"):
+        file = tmp_path / f"{form}.jsonl"
+        assert main([str(run), *trained, "--export", form, str(file)]) == 0
+        assert load(file)[0]["prompt"] == [SYSTEM, {"role": "user", "content": "question 0"}]
+    assert [message.role for message in next(iter(read_lists(run / "lists"))).prompt.messages] == ["user"]
+
+
+def test_a_prompt_s_own_system_turn_stays(run, tmp_path, make_list):
+    item = make_list(4, iteration=2)
+    own = (Message("system", "Rhyme."), *item.prompt.messages)
+    write_part(run / "lists", [item.replace(prompt=replace(item.prompt, messages=own))], 2, 0)
+    config = load_config("quickstart", ["prompts.system=Be brief."])
+    (run / "config.yaml").write_text(config_to_yaml(config))
+    assert main([str(run), "--iteration", "3", "--export", "pairs", str(tmp_path / "own.jsonl")]) == 0
+    (row,) = load(tmp_path / "own.jsonl")
+    assert [message["content"] for message in row["prompt"]] == ["Rhyme.", "question 4"]
 
 
 def test_all_pairs_are_those_whose_rewards_differ(run, tmp_path):

@@ -102,6 +102,66 @@ def test_a_whole_run(tiny_policy, tmp_path, script, objective):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("script", "objective"), [("offline", "dpo"), ("sft", "sft")])
+def test_a_whole_run_with_adapters(tiny_policy, tmp_path, script, objective):
+    """`model/` is no longer the base, and needs no peft; `adapter/` alone makes the same of the base."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lora = ("policy.lora.rank=4", "policy.lora.alpha=8", "training.optimizer.learning_rate=1e-2")
+    done = started(script, str(write_recipe(tmp_path, tiny_policy, objective)), *lora)
+    run = tmp_path / "runs" / "toy"
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    last = records(run)[-1]
+    assert last["given/loss_after"] < last["given/loss_before"]
+    base, bare, merged = (AutoModelForCausalLM.from_pretrained(at) for at in (tiny_policy, tiny_policy, run / "model"))
+    adapted = peft.PeftModel.from_pretrained(bare, run / "adapter")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        before, after, beside = (model(input_ids=ids).logits for model in (base, merged, adapted))
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(beside, after, atol=1e-3, rtol=1e-3)
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    assert not (run / "model" / "adapter_config.json").exists()
+    assert "adapters are merged" in (run / "model" / "README.md").read_text()
+
+
+RANKED = {"NO": 0.0, "no": 0.4, "so": 0.7, "yes": 1.0}  # how an answer begins -> its reward
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_ranked_lists(tiny_policy, tmp_path):
+    """Four answers a prompt and an objective that reads their whole order, which held-out prompts then show."""
+    from larpo.records import read_lists
+
+    recipe = write_recipe(tmp_path, tiny_policy, "listmle", epochs=6)
+    listed = [
+        {"prompt": row["prompt"], "responses": [f"{form} {row['chosen'].split()[1]}" for form in RANKED]}
+        | {"rewards": list(RANKED.values())}
+        for row in rows()
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    columns = "preferences.columns={prompt: prompt, responses: responses, rewards: rewards}"
+    done = started("offline", str(recipe), columns, "lists.selection.policy=all")
+    run = tmp_path / "runs" / "toy"
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    last = records(run)[-1]
+    assert last["given/lists"] == 8
+    assert last["given/loss_diff_high"] < 0
+    assert last["given/score_accuracy_before"] == 0.5
+    assert last["given/score_accuracy_after"] > 0.8
+    lists = list(read_lists(run / "lists"))
+    assert len(lists) == 32
+    assert all({c.text.split()[0]: c.reward for c in item.candidates} == RANKED for item in lists)
+    told = [record for record in records(run) if record["event"] == "lists"]
+    assert {record["lists/size"] for record in told} == {4.0}
+    assert all(record["lists/reward_gap"] == pytest.approx(1.0 - (0.0 + 0.4 + 0.7) / 3) for record in told)
+    steps = [record["train/lists"] for record in records(run) if record["event"] == "step"]
+    assert sum(steps) == 6 * 32
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["offline", "sft"])
 def test_a_run_that_is_killed_goes_on_and_trains_on_each_list_once_an_epoch(tiny_policy, tmp_path, script):
     from actors.checkpoints import newest_checkpoint
