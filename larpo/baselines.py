@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from larpo.errors import DataError
+from larpo.list_objectives import labels
 from larpo.objectives import order_of
+
+AT_THE_MEAN = 1e-4  # of a list's spread of rewards: nearer than this to their mean is at it, for `kto`
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,11 @@ def ipo(batch: ListBatch, *, beta: float) -> Tensor:
     `loss = (h - 1 / (2 beta))^2`, `h = log(pi / pi_ref)(y_w) - log(pi / pi_ref)(y_l)`, with sums over tokens (Azar
     2023, arXiv 2310.12036, Eq. 17, beta being its tau). TRL's `ipo` divides each log-ratio by its length first.
 
+    Args:
+        batch: log-probabilities, those under the reference, and rewards, [L, M] each.
+        beta: tau, the strength of the pull to the reference.
+    Returns:
+        loss_L: [L], float32 or wider.
     Raises:
         DataError: no reference log-probabilities, or shapes that differ.
 
@@ -56,6 +64,15 @@ def slic_hf(batch: ListBatch, *, margin: float, sft_weight: float) -> Tensor:
     2, with the winner as the text that the regularizer holds on to). TRL's `hinge` is another loss: it has a reference
     and no regularizer.
 
+    Args:
+        batch: log-probabilities and rewards, [L, M] each.
+        margin: log-probability that the winner is to be ahead by.
+        sft_weight: of the winner's likelihood.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: shapes that differ.
+
     >>> slic_hf(_example(), margin=3.0, sft_weight=0.1)  # 3 - 2, and a tenth of 3
     tensor([1.3000])
     """
@@ -69,6 +86,14 @@ def rrhf(batch: ListBatch, *, sft_weight: float) -> Tensor:
 
     `loss = sum over r_i > r_j of max(0, p_j - p_i) - sft_weight log pi(y_best)`, `p = log pi(y) / |y|` (Yuan 2023,
     arXiv 2304.05302, section 3; the second term is a sum over tokens there). Several best: the mean of their terms.
+
+    Args:
+        batch: log-probabilities, rewards and lengths, [L, M] each.
+        sft_weight: of the best response's likelihood.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: shapes that differ.
 
     >>> rrhf(_example(), sft_weight=0.0)  # p of the winner -3/2, of the loser -5/4
     tensor([0.2500])
@@ -88,6 +113,15 @@ def cpo(batch: ListBatch, *, beta: float, sft_weight: float) -> Tensor:
     section 3), with sums over tokens. TRL takes the mean over a batch's winning tokens in the second term: for one
     pair its `cpo_alpha` is `sft_weight` times the winner's tokens. The first is the same.
 
+    Args:
+        batch: log-probabilities and rewards, [L, M] each.
+        beta: what multiplies the log-probabilities.
+        sft_weight: of the winner's likelihood.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: shapes that differ.
+
     >>> cpo(_example(), beta=1.0, sft_weight=0.0)  # -log sigmoid(2)
     tensor([0.1269])
     """
@@ -102,8 +136,16 @@ def kto(batch: ListBatch, *, beta: float, desirable_weight: float, undesirable_w
     `loss = mean over candidates of weight (1 - sigmoid(beta (ratio - z)))` for desirable ones and
     `weight (1 - sigmoid(beta (z - ratio)))` for the others, `ratio = log(pi / pi_ref)(y)`, z the divergence, at least
     0 and without gradient (Ethayarajh 2024, arXiv 2402.01306, Eq. 8). In a list, a response is desirable when its
-    reward is above the list's mean, undesirable below, and left out at the mean.
+    reward is above the list's mean, undesirable below, and left out at the mean, or so near it that rounding may be
+    the difference: by less than AT_THE_MEAN of the list's spread of rewards.
 
+    Args:
+        batch: log-probabilities, those under the reference, and rewards, [L, M] each; the divergence, a scalar.
+        beta: what multiplies the log-ratios.
+        desirable_weight: of the responses above the mean.
+        undesirable_weight: of those below.
+    Returns:
+        loss_L: [L], float32 or wider.
     Raises:
         DataError: no reference log-probabilities, no divergence, or shapes that differ.
 
@@ -112,11 +154,11 @@ def kto(batch: ListBatch, *, beta: float, desirable_weight: float, undesirable_w
     """
     if batch.divergence is None:
         raise DataError("kto needs the divergence of mismatched prompts and responses; give ListBatch.divergence")
-    ratios_LM, where_LM, beats_LMM = order_of(log_ratios(batch), batch.rewards_LM, batch.where_LM)
-    rewards_LM = batch.rewards_LM.to(ratios_LM.dtype).masked_fill(~where_LM, 0.0)
-    mean_L1 = rewards_LM.sum(1, keepdim=True) / where_LM.sum(1, keepdim=True).clamp(min=1)
-    signal_L1 = beats_LMM.any(2).any(1, keepdim=True)
-    good_LM, bad_LM = (where_LM & signal_L1 & side for side in (rewards_LM > mean_L1, rewards_LM < mean_L1))
+    ratios_LM, where_LM, _ = order_of(log_ratios(batch), batch.rewards_LM, batch.where_LM)
+    places_LM = labels(batch.rewards_LM, where_LM, ratios_LM.dtype)  # in [0, 1], and all 0 in a list of equals
+    mean_L1 = places_LM.sum(1, keepdim=True) / where_LM.sum(1, keepdim=True).clamp(min=1)
+    above_LM = (places_LM - mean_L1).masked_fill(~where_LM, 0.0)
+    good_LM, bad_LM = above_LM > AT_THE_MEAN, above_LM < -AT_THE_MEAN
     z = batch.divergence.detach().clamp(min=0)
     loss_LM = torch.where(good_LM, desirable_weight * torch.sigmoid(beta * (z - ratios_LM)), 0.0)
     loss_LM = loss_LM + torch.where(bad_LM, undesirable_weight * torch.sigmoid(beta * (ratios_LM - z)), 0.0)
@@ -129,6 +171,15 @@ def rdpo(batch: ListBatch, *, beta: float, length_weight: float) -> Tensor:
     `loss = -log sigmoid(beta h + length_weight (|y_w| - |y_l|))`, h as in `ipo` (Park 2024, arXiv 2403.19159, section
     4). The sign follows from `r = beta log(pi / pi_ref) + length_weight |y|`: a longer winner is learned from less.
     SimPO's table of objectives prints it reversed.
+
+    Args:
+        batch: log-probabilities, those under the reference, rewards and lengths, [L, M] each.
+        beta: what multiplies the log-ratios.
+        length_weight: what a token takes from the reward.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: no reference log-probabilities, or shapes that differ.
 
     >>> rdpo(_example(), beta=1.0, length_weight=0.5)  # h = 1, and the winner is 2 tokens shorter
     tensor([0.6931])
@@ -145,6 +196,15 @@ def simpo(batch: ListBatch, *, beta: float, margin: float) -> Tensor:
     `loss = -log sigmoid(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - margin)` (Meng 2024, arXiv 2405.14734,
     Eq. 6; margin is its gamma, TRL's `simpo_gamma`).
 
+    Args:
+        batch: log-probabilities, rewards and lengths, [L, M] each.
+        beta: what multiplies the means over tokens.
+        margin: what the winner is to be ahead by, after beta.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: shapes that differ.
+
     >>> simpo(_example(), beta=4.0, margin=0.0)  # -log sigmoid(4 (-3/2 + 5/4))
     tensor([1.3133])
     """
@@ -159,6 +219,13 @@ def sft(batch: ListBatch) -> Tensor:
     `loss = -log pi(y_best)`, a sum over tokens, the mean where several tie. A step divides it by the response tokens of
     the global batch, not by its lists (`per` in the table), so that it is the mean cross-entropy of a token, as
     transformers and TRL's SFT have it with the prompt masked. (Ouyang 2022, arXiv 2203.02155, section 3.5.)
+
+    Args:
+        batch: log-probabilities and rewards, [L, M] each.
+    Returns:
+        loss_L: [L], float32 or wider.
+    Raises:
+        DataError: shapes that differ.
 
     >>> sft(_example())  # of two tokens, together -3
     tensor([3.])

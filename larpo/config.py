@@ -58,9 +58,10 @@ class Prompts(Section):
     revision: str | None = None  # hub revision
     columns: Columns = Columns()  # column map for files and hub datasets
     tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
-    system: str | None = None  # system turn put before prompts that have none
+    system: str | None = None  # system turn that the policy gets before prompts that have none; a reward never sees it
     train_count: Positive | None = None  # training prompts (all that are not held out when not given)
     heldout_count: Annotated[int, Field(ge=0)] = 0  # held-out prompts, disjoint from training
+    heldout_split: str | None = None  # hub: split that held-out prompts are drawn from; `split` when not given
     split_seed: Seed = 0  # seeds the split into training and held-out prompts (and generated sets)
     drop_never_met: bool = True  # ifeval: train on no prompt with a constraint that a small model never meets
     max_prompt_tokens: Positive = 1024  # longer prompts are left out, counted and reported
@@ -90,7 +91,7 @@ class Preferences(Section):
     columns: PreferenceColumns = PreferenceColumns()  # column map for files and hub datasets
     tasks: dict[str, dict[str, Any]] = {}  # reasoning_gym: task name -> its generator's arguments
     wrong_answers: Annotated[int, Field(ge=0, le=63)] = 3  # reasoning_gym: answers of other questions in a list
-    system: str | None = None  # system turn put before prompts that have none
+    system: str | None = None  # system turn that the policy gets before prompts that have none
     train_count: Positive | None = None  # rows trained on (all that are not held out when not given)
     heldout_count: Annotated[int, Field(ge=0)] = 0  # rows held out, of other prompts than those trained on
     split_seed: Seed = 0  # seeds the split into training and held-out rows (and generated sets)
@@ -193,7 +194,7 @@ class Samplers(Section):
     cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
     cpu_cores: Cores = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
-    lease_s: Seconds = 300.0  # a prompt not answered in this time goes back to the queue
+    lease_s: Seconds = 300.0  # a prompt not answered in this time, its wait in the sampler among it, is sampled anew
     max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of samplers that died, their node there
 
     @property

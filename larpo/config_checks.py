@@ -7,6 +7,7 @@ limit and the next step. They read no data and import nothing heavy.
 from __future__ import annotations
 
 from larpo.config import Config, Lora, Run, Selection
+from larpo.dataset_rows import FILES
 from larpo.errors import ConfigError
 from larpo.evaluation_checks import evaluation_problems
 from larpo.knobs import nearest
@@ -22,6 +23,7 @@ def check_config(config: Config) -> None:
     """ConfigError with every problem that `config` has, one a line; None when it can run."""
     sampled = (
         _prompts,
+        _heldout_split,
         _columns,
         placement_problems,
         reward_problems,
@@ -126,6 +128,20 @@ def _prompts(config: Config) -> list[str]:
             "out, or set evaluation.each_iteration=false"
         )
     return problems
+
+
+def _heldout_split(config: Config) -> list[str]:
+    prompts, split = config.prompts, config.prompts.heldout_split
+    if split is None:
+        return []
+    where = f"prompts.heldout_split = {split!r}"
+    if prompts.source in BUNDLED_SETS or prompts.source.endswith(FILES):
+        return [f"{where}: is for hub datasets, and prompts.source = {prompts.source!r} has no splits; leave it out"]
+    if split == prompts.split:
+        return [f"{where}: is prompts.split, which prompts are held out of without it; leave it out, or name another"]
+    if prompts.heldout_count == 0:
+        return [f"{where}: holds nothing out, since prompts.heldout_count is 0; set that, or leave the split out"]
+    return []
 
 
 def _columns(config: Config) -> list[str]:

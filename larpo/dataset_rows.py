@@ -16,6 +16,8 @@ from larpo.types import Message
 Row = Mapping[str, Any]
 Rows = list[tuple[str, Row]]  # where a row stands, for errors, and its columns
 
+FILES = (".jsonl", ".parquet")  # endings of a source that is a file; other names are looked up on the hub
+
 
 class Source(Protocol):
     """What a section of a recipe says of a dataset."""
@@ -36,7 +38,7 @@ def read_rows(section: Source, knobs: str, bundled: Sequence[str]) -> Rows:
     `bundled` are the names of sets that come with larpo: an error offers them.
     """
     path = Path(str(section.source)).expanduser()
-    if path.suffix not in (".jsonl", ".parquet"):
+    if path.suffix not in FILES:
         return _hub_rows(section, knobs, bundled)
     if not path.is_file():
         raise DataError(f"{knobs}.source = {section.source!r}: there is no such file in {Path.cwd()}; correct the path")
@@ -80,8 +82,8 @@ def _hub_rows(section: Source, knobs: str, bundled: Sequence[str]) -> Rows:
     except (OSError, ValueError, RuntimeError) as error:
         raise (HubUnreachable if isinstance(error, ConnectionError) else DataError)(
             f"{knobs}.source = {section.source!r}: split {section.split!r} cannot be had from the hub "
-            f"({type(error).__name__}: {error}); check the id and {knobs}.split, or give a .jsonl or .parquet file "
-            f"(which needs no network) or a bundled set: {', '.join(bundled)}"
+            f"({type(error).__name__}: {error}); check the id and the name of the split, or give a .jsonl or "
+            f".parquet file (which needs no network) or a bundled set: {', '.join(bundled)}"
         ) from error
     return [(f"{section.source}, row {number}", row) for number, row in enumerate(rows)]
 

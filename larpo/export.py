@@ -1,4 +1,8 @@
-"""Candidate lists as other tools read them: preference pairs and ranked lists, in the conversational form of TRL."""
+"""Candidate lists as other tools read them: preference pairs and ranked lists, in the conversational form of TRL.
+
+A row has the prompt that its list has: `scripts.lists` puts the recipe's system turn before it, under which the policy
+answered.
+"""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from larpo.types import Prompt
 
 MIXEVAL_MARK = "problem_type"  # a field that every MixEval entry has
+MIXEVAL_MODEL = "local_chat"  # the name under which MixEval knows a model that it does not list; it skips others
 
 
 def is_judged_set(source: str, prompts: Sequence[Prompt]) -> bool:
@@ -55,12 +56,37 @@ def _entry(prompt: Prompt, source: str) -> Mapping[str, Any]:
     }
 
 
+def mixeval_benchmark(source: str) -> tuple[str, str]:
+    """MixEval's `--benchmark` and `--version`: those that the file of prompts is named by, else its whole name.
+
+    >>> mixeval_benchmark("data/mixeval_hard-2024-08-11.jsonl"), mixeval_benchmark("mine.jsonl")
+    (('mixeval_hard', '2024-08-11'), ('mixeval', 'mine'))
+    """
+    name = PurePath(source).stem
+    benchmark, _, version = name.partition("-")
+    return (benchmark, version) if benchmark in ("mixeval", "mixeval_hard") and version else ("mixeval", name)
+
+
+def _write_mixeval(folder: Path, rows: Sequence[Mapping[str, Any]], source: str) -> None:
+    """A file for free-form entries and one for those with options, each where there are any, as MixEval finds them.
+
+    That is `MODEL/BENCHMARK/VERSION/MODEL_SPLIT.jsonl` below its `--model_response_dir`, which is the folder.
+    """
+    benchmark, version = mixeval_benchmark(source)
+    hard = "_hard" if benchmark == "mixeval_hard" else ""
+    place = folder / MIXEVAL_MODEL / benchmark / version
+    place.mkdir(parents=True, exist_ok=True)
+    for split, has_options in (("close_freeform", False), ("close_multichoice", True)):
+        lines = [json.dumps(row) + "\n" for row in rows if bool(row.get("options")) is has_options]
+        if lines:
+            (place / f"{MIXEVAL_MODEL}_{split}{hard}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def write_outputs(folder: Path, name: str, prompts: Sequence[Prompt], responses: Sequence[str], source: str) -> Path:
-    """Write NAME.alpaca_eval.json and NAME.mixeval.jsonl into the folder; returns the first."""
+    """Write NAME.alpaca_eval.json into the folder, and MixEval's files below NAME/mixeval; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
     alpaca = folder / f"{name}.alpaca_eval.json"
     rows = alpaca_eval_rows(prompts, responses, name, source)
     alpaca.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in mixeval_rows(prompts, responses, source)]
-    (folder / f"{name}.mixeval.jsonl").write_text("".join(lines), encoding="utf-8")
+    _write_mixeval(folder / name / "mixeval", mixeval_rows(prompts, responses, source), source)
     return alpaca

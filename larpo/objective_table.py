@@ -33,6 +33,7 @@ class ObjectiveSpec:
     takes: Literal["scores", "batch"] = "scores"
     reference: bool = True  # log-probabilities under the reference
     beta: bool = True  # the scale objective.beta means something
+    lengths: bool = False  # how many tokens each response has
     divergence: bool = False  # the divergence estimated on mismatched prompts and responses
     per: Literal["list", "token"] = "list"
     options: Mapping[str, float] = field(default_factory=dict)  # objective.options and their defaults
@@ -79,6 +80,7 @@ _SPECS = (
         takes="batch",
         reference=False,
         beta=False,
+        lengths=True,
         options={"sft_weight": 1.0},
     ),
     ObjectiveSpec(
@@ -105,6 +107,7 @@ _SPECS = (
         "pair",
         "Park 2024, arXiv 2403.19159, section 4",
         takes="batch",
+        lengths=True,
         options={"length_weight": 0.01},
     ),
     ObjectiveSpec(
@@ -114,6 +117,7 @@ _SPECS = (
         "Meng 2024, arXiv 2405.14734, Eq. 6",
         takes="batch",
         reference=False,
+        lengths=True,
         options={"margin": 1.6},
     ),
     ObjectiveSpec(

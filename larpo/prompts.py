@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from larpo.config import Columns, Prompts
@@ -61,6 +61,16 @@ def load_prompts(prompts: Prompts) -> PromptSets:
         return split_prompts(ifeval_prompts(), prompts, unfit, "constraints that the model never meets")
     if prompts.source == "alpaca_eval":
         return _heldout_only(alpaca_eval_prompts(), prompts)
+    pool, notes = _read_pool(prompts)
+    if prompts.heldout_split is None:
+        return split_prompts(pool, prompts, notes=notes)
+    apart, more = _heldout_pool(prompts, prompts.heldout_split)
+    _check_ids([*pool, *apart], prompts.source)
+    return split_prompts(pool, prompts, notes=notes + more, apart=apart)
+
+
+def _read_pool(prompts: Prompts) -> tuple[list[Prompt], tuple[str, ...]]:
+    """Every prompt of a file or of a split on the hub, and what was left out."""
     rows = read_rows(prompts, _KNOBS, BUNDLED_SETS)
     if not rows:
         raise DataError(f"{prompts.source}: holds no rows; give a file or split with prompts in it")
@@ -68,7 +78,13 @@ def load_prompts(prompts: Prompts) -> PromptSets:
     pool = [prompt for prompt in read if prompt is not None]
     _check_ids(pool, prompts.source)
     empty = len(read) - len(pool)
-    return split_prompts(pool, prompts, notes=(f"{empty} rows without text left out",) if empty else ())
+    return pool, (f"{empty} rows without text left out",) if empty else ()
+
+
+def _heldout_pool(prompts: Prompts, split: str) -> tuple[list[Prompt], tuple[str, ...]]:
+    """The same of the split that is held out. Its name goes before each id: both splits may number their rows."""
+    pool, notes = _read_pool(prompts.model_copy(update={"split": split}))
+    return [replace(p, id=f"{split}-{p.id}") for p in pool], tuple(f"{note}, of split {split!r}" for note in notes)
 
 
 def _heldout_only(pool: Sequence[Prompt], prompts: Prompts) -> PromptSets:
@@ -100,19 +116,21 @@ def split_prompts(
     unfit: Callable[[Prompt], bool] | None = None,
     reason: str = "",
     notes: tuple[str, ...] = (),
+    apart: Sequence[Prompt] | None = None,
 ) -> PromptSets:
     """Held-out prompts drawn from all of `pool`, each of other content; training prompts from the rest.
 
-    A prompt that says the same as a held-out one is left out of training, as is one that is `unfit` for it
-    (for `reason`). Both are counted in the notes.
+    With `apart` the held-out prompts are drawn from that. A prompt that says the same as a held-out one is left out of
+    training, as is one that is `unfit` for it (for `reason`). Both are counted in the notes.
     """
-    order = sorted(pool, key=lambda p: (stable_hash("split", prompts.split_seed, _content(p)), _content(p), p.id))
-    first_of_content = {_content(prompt): prompt for prompt in reversed(order)}
-    heldout = [p for p in order if first_of_content[_content(p)] is p][: prompts.heldout_count]
+    order = _shuffled(pool, prompts.split_seed)
+    drawn = order if apart is None else _shuffled(apart, prompts.split_seed)
+    first_of_content = {_content(prompt): prompt for prompt in reversed(drawn)}
+    heldout = [p for p in drawn if first_of_content[_content(p)] is p][: prompts.heldout_count]
     held = {_content(prompt) for prompt in heldout}
     rest = [prompt for prompt in order if _content(prompt) not in held]
     train = [prompt for prompt in rest if unfit is None or not unfit(prompt)]
-    copies, dropped = len(pool) - len(heldout) - len(rest), len(rest) - len(train)
+    copies, dropped = len(pool) - len(rest) - (len(heldout) if apart is None else 0), len(rest) - len(train)
     if copies:
         notes += (f"{copies} prompts with the text of a held-out one left out of training",)
     if dropped:
@@ -121,18 +139,31 @@ def split_prompts(
     return PromptSets(tuple(train[: prompts.train_count]), tuple(heldout), notes)
 
 
+def _shuffled(pool: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The pool in the order that its contents and the seed give."""
+    return sorted(pool, key=lambda p: (stable_hash("split", seed, _content(p)), _content(p), p.id))
+
+
 def _content(prompt: Prompt) -> str:
     return json.dumps([(message.role, message.content.strip()) for message in prompt.messages])
 
 
 def _check_counts(train: int, heldout: int, prompts: Prompts) -> None:
     wanted = prompts.train_count or 1
-    if train < wanted or heldout < prompts.heldout_count:
+    if train >= wanted and heldout >= prompts.heldout_count:
+        return
+    if prompts.heldout_split is None:
         raise DataError(
             f"{prompts.source}: holds {train + heldout} usable prompts of different text, but prompts.train_count = "
             f"{prompts.train_count} and prompts.heldout_count = {prompts.heldout_count} ask for "
             f"{wanted + prompts.heldout_count}; lower one of them, or bring more prompts"
         )
+    raise DataError(
+        f"{prompts.source}: split {prompts.split!r} holds {train} usable prompts to train on and split "
+        f"{prompts.heldout_split!r} {heldout} of different text to hold out, but prompts.train_count = "
+        f"{prompts.train_count} and prompts.heldout_count = {prompts.heldout_count} ask for {wanted} and "
+        f"{prompts.heldout_count}; lower one of them, or name another split"
+    )
 
 
 def _check_ids(pool: Sequence[Prompt], source: str) -> None:

@@ -77,6 +77,11 @@ def reward_training_problems(config: RewardTraining) -> list[str]:
         )
     else:
         problems += source_problems(section)
+    if section.system is not None:
+        problems.append(
+            f"preferences.system = {section.system!r}: is for a policy; a reward model reads a conversation as its row "
+            "has it: put the system turn into the rows, or leave the knob out"
+        )
     if section.columns.response is not None or _one_answer(config):
         problems.append(
             "preferences.columns names one answer a row: a reward model learns from answers that are ranked; name "

@@ -8,7 +8,7 @@ from larpo.config import Sweep
 from larpo.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Line, Panel, line_plot
 from larpo.report_page import details, figure, heading, missing, note, page, plots, preformatted, quote, section, table
 from larpo.sweep import ModelAnswers, cutoffs_of
-from larpo.sweep_tables import Results, Rows, difference_rows, picking_rows, ranking_rows, recall_rows, win_rows
+from larpo.sweep_tables import Results, Rows, difference_rows, ranking_rows, recall_rows, reward_rows, win_rows
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 SHOWN_PROMPTS = 5
@@ -102,9 +102,9 @@ def sweep_page(
     tables = [
         heading(title) + _table(rows) if len(rows) > 1 else missing(f"{title}: {why}")
         for title, rows, why in (
-            ("Greedy, and Recall@N", recall_rows(results, sweep), ""),
+            ("Rewards", reward_rows(results, sweep), ""),
+            ("Recall@N, and one of N samples", recall_rows(results, sweep), ""),
             ("Differences from the first model", difference_rows(results, sweep), "one model was evaluated."),
-            ("One of N samples", picking_rows(results, sweep), ""),
             ("Win rates by reward", win_rows(results), "one model was evaluated."),
             ("The policy as a ranker", ranking_rows(results), "no list had responses of two rewards."),
         )
@@ -130,7 +130,7 @@ def sweep_page(
 
 
 def _table(rows: Rows) -> str:
-    texts = [column for column, name in enumerate(rows[0]) if column == 0 or name in ("pick", "score", "against")]
+    texts = [column for column, name in enumerate(rows[0]) if column == 0 or name in ("score", "against")]
     return table(rows[0], rows[1:], texts)
 
 

@@ -12,6 +12,13 @@ from larpo.sweep import Interval, cutoffs_of
 Rows = list[tuple[str, ...]]
 Results = Mapping[str, Any]  # results.json: see docs/evaluation.md
 
+_OF_N = {  # measures that have an N -> what a table calls them
+    "recall": "Recall@N",
+    "best_reward": "best reward of N",
+    "reranked": "reranked best right",
+    "majority": "majority vote right",
+}
+
 
 def shown(interval: Sequence[float] | None, form: str = ".3f") -> str:
     """`0.512 [0.430, 0.590]`, or a dash."""
@@ -21,16 +28,32 @@ def shown(interval: Sequence[float] | None, form: str = ".3f") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def recall_rows(results: Results, sweep: Sweep) -> Rows:
-    """A header, then a row a model and temperature, in the form of the paper's Table 6: greedy, then Recall@N."""
-    cutoffs = cutoffs_of(sweep)
-    rows: Rows = [("model", "T", "reward", "greedy reward", "greedy correct", *(f"Recall@{n}" for n in cutoffs))]
+def reward_rows(results: Results, sweep: Sweep) -> Rows:
+    """A header, then a row a model and temperature: mean reward of the samples, and the greedy response."""
+    rows: Rows = [("model", "T", "reward", "greedy reward", "greedy correct")]
     for name, model in results["models"].items():
         of_model: Mapping[str, Interval] = model["measures"]
         for t in sweep.temperatures:
-            own = [shown(of_model[f"T={t:g}/reward"]), shown(of_model["greedy/reward"])]
-            own.append(shown(of_model["greedy/correct"]))
-            rows.append((name, f"{t:g}", *own, *(f"{of_model[f'T={t:g}/recall@{n}'][0]:.3f}" for n in cutoffs)))
+            keys = (f"T={t:g}/reward", "greedy/reward", "greedy/correct")
+            rows.append((name, f"{t:g}", *(shown(of_model[key]) for key in keys)))
+    return rows
+
+
+def recall_rows(results: Results, sweep: Sweep) -> Rows:
+    """A header, then a row a model, temperature and N: Recall@N, as the paper's Table 6, and each pick of N samples.
+
+    N goes down the rows, since intervals of every N beside each other are wider than a terminal. A pick that no model
+    has, such as a vote over answers where responses have none, is no column.
+    """
+    every = {key.rpartition("/")[2] for model in results["models"].values() for key in model["measures"]}
+    kinds = [kind for kind in _OF_N if any(name.startswith(f"{kind}@") for name in every)]
+    rows: Rows = [("model", "T", "N", *(_OF_N[kind] for kind in kinds))]
+    for name, model in results["models"].items():
+        of_model: Mapping[str, Interval] = model["measures"]
+        for t in sweep.temperatures:
+            for n in cutoffs_of(sweep):
+                found = (shown(of_model.get(f"T={t:g}/{kind}@{n}")) for kind in kinds)
+                rows.append((name, f"{t:g}", f"{n}", *found))
     return rows
 
 
@@ -43,20 +66,6 @@ def difference_rows(results: Results, sweep: Sweep) -> Rows:
         for t in sweep.temperatures:
             names = (f"T={t:g}/reward", "greedy/reward", "greedy/correct", f"T={t:g}/recall@{top}")
             rows.append((f"{name} - {first}", f"{t:g}", *(shown(of_model[key], "+.3f") for key in names)))
-    return rows
-
-
-def picking_rows(results: Results, sweep: Sweep) -> Rows:
-    """A header, then a row a model, temperature and way to pick one of N samples."""
-    cutoffs = cutoffs_of(sweep)
-    rows: Rows = [("model", "T", "pick", *(f"N = {n}" for n in cutoffs))]
-    kinds = {"best_reward": "best reward of N", "reranked": "reranked best right", "majority": "majority vote right"}
-    for name, model in results["models"].items():
-        for t in sweep.temperatures:
-            for kind, label in kinds.items():
-                keys = [f"T={t:g}/{kind}@{n}" for n in cutoffs]
-                if all(key in model["measures"] for key in keys):
-                    rows.append((name, f"{t:g}", label, *(f"{model['measures'][key][0]:.3f}" for key in keys)))
     return rows
 
 
@@ -81,9 +90,9 @@ def ranking_rows(results: Results) -> Rows:
 def sweep_tables(results: Results, sweep: Sweep) -> list[Rows]:
     """Those that have rows, each with its header."""
     tables = [
+        reward_rows(results, sweep),
         recall_rows(results, sweep),
         difference_rows(results, sweep),
-        picking_rows(results, sweep),
         win_rows(results),
         ranking_rows(results),
     ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.preparation import CONFIG_FILE
+from larpo.chat import with_system
+from larpo.config import Config
 from larpo.errors import ConfigError, DataError
 from larpo.export import Row, preference_rows, ranked_row, write_rows
 from larpo.home_sessions import read_run
@@ -82,6 +85,7 @@ def _show_all(lists: Iterable[CandidateList]) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[CandidateList]:
+    """The lists asked for, each prompt with the system turn under which the policy answered it."""
     run = read_run(options.run)
     if not (run / CONFIG_FILE).is_file():
         raise DataError(f"{run} is no run folder: it has no {CONFIG_FILE}; give one, such as runs/NAME")
@@ -92,12 +96,18 @@ def _chosen(options: argparse.Namespace) -> Iterator[CandidateList]:
         if options.prompt is not None and not item.prompt.id.startswith(options.prompt):
             continue
         if not options.trained:
-            yield item
+            yield _as_answered(item, config)
             continue
         uses = get_spec(config.objective.name).uses
         selected, _ = training_list(item, config.lists, config.sampling, seed=config.run.seed, uses=uses)
         if selected is not None:
-            yield selected
+            yield _as_answered(selected, config)
+
+
+def _as_answered(item: CandidateList, config: Config) -> CandidateList:
+    """What is on disk has the prompt as its dataset has it; the recipe's system turn went to the policy alone."""
+    section = config.prompts if config.preferences.source is None else config.preferences
+    return item.replace(prompt=replace(item.prompt, messages=with_system(item.prompt.messages, section.system)))
 
 
 def _rows(form: str, lists: Iterator[CandidateList]) -> Iterator[Row]:

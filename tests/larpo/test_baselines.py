@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -122,6 +123,36 @@ def test_it_is_its_formula(baseline):
         for l in range(40)  # noqa: E741
     ]
     assert loss_of(baseline, batch).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rewards", [(0.1, 0.2, 0.3), (-7.7, -7.8, -7.9), (0.1, 0.2, 0.3, 0.2), (1e-9, 2e-9, 3e-9)])
+def test_kto_leaves_out_what_is_at_the_mean_in_any_order(dtype, rewards):
+    """The sum of 0.1, 0.2 and 0.3 is rounded, by their order, so that 0.2 is not a third of it."""
+    for order in itertools.permutations(rewards):
+        ratios = [{max(rewards): 2.0, min(rewards): -3.0}.get(reward, 9.0) for reward in order]
+        batch = ListBatch(
+            log_probs_LM=torch.tensor([ratios], dtype=dtype),
+            reference_LM=torch.zeros(1, len(order), dtype=dtype),
+            rewards_LM=torch.tensor([order], dtype=dtype),
+            lengths_LM=torch.ones(1, len(order), dtype=torch.int64),
+            divergence=torch.tensor(0.5),
+        )
+        best, worst = 1 - 1 / (1 + math.exp(0.5 - 2.0)), 1 - 1 / (1 + math.exp(-3.0 - 0.5))
+        loss_L = kto(batch, beta=1.0, desirable_weight=1.0, undesirable_weight=2.0)
+        assert loss_L.tolist() == pytest.approx([(best + 2 * worst) / 2])
+
+
+def test_kto_takes_a_reward_that_is_near_the_mean_but_not_at_it():
+    """0.51 of (0, 0.51, 1): the mean is 0.5033."""
+    batch = ListBatch(
+        log_probs_LM=torch.zeros(1, 3),
+        reference_LM=torch.zeros(1, 3),
+        rewards_LM=torch.tensor([[0.0, 0.51, 1.0]]),
+        lengths_LM=torch.ones(1, 3, dtype=torch.int64),
+        divergence=torch.tensor(0.0),
+    )
+    assert kto(batch, beta=1.0, desirable_weight=3.0, undesirable_weight=0.0).tolist() == [2 * 3 * 0.5 / 3]
 
 
 def test_r_dpo_learns_less_from_a_longer_winner():

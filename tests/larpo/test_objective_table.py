@@ -14,6 +14,14 @@ from larpo.errors import ConfigError, DataError
 from larpo.objective_table import OBJECTIVES, get_spec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+USES = {
+    "pair": "one winner, one loser",
+    "best": "the best against the others",
+    "order": "the order",
+    "values": "the rewards' values",
+    "labels": "which are better than the list's mean",
+    "one": "the best response alone",
+}  # of `ObjectiveSpec.uses`, in the page's words
 each_spec = pytest.mark.parametrize("spec", OBJECTIVES.values(), ids=lambda spec: spec.name)
 
 
@@ -60,6 +68,13 @@ def test_beta_matters_where_the_table_says_so(spec):
 
 
 @each_spec
+def test_lengths_matter_where_the_table_says_so(spec):
+    bound, longer_winner = BoundObjective(spec, 0.1), torch.tensor([[9, 2, 1], [3, 8, 5]])
+    changed = not torch.allclose(bound.loss(batch()), bound.loss(batch(lengths_LM=longer_winner)))
+    assert changed == spec.lengths
+
+
+@each_spec
 def test_what_is_used_of_a_list_is_what_the_table_says(spec):
     """Moving rewards without changing what is used changes nothing; changing it does."""
 
@@ -92,6 +107,13 @@ def test_scores_are_the_log_ratio_or_the_log_probability():
 @each_spec
 def test_the_page_lists_it_with_what_it_asks_for(spec):
     (row,) = re.findall(rf"^\| `{spec.name}` \|.*$", PAGE, flags=re.MULTILINE)
-    assert ("no reference" in row) == (not spec.reference)
+    uses, asks = row.split("|")[2:4]
+    asked = {part.strip() for part in re.split("[,;]", re.sub(r"\(.*?\)", "", asks))}
+    assert ("reference" in asked) == spec.reference
+    assert ("no reference" in asked) == (not spec.reference)
+    assert ("no `beta`" in asked) == (not spec.beta)
+    assert ("lengths" in asked) == spec.lengths
+    assert ("divergence" in asked) == spec.divergence
+    assert USES[spec.uses] in uses
     assert set(re.findall(r"`(\w+) = ([\d.]+)`", row)) == {(k, f"{v:g}") for k, v in spec.options.items()}
     assert spec.source.split(",")[0] in row

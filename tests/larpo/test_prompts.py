@@ -250,6 +250,70 @@ def test_a_hub_data_set(monkeypatch):
     assert {question(p) for p in load_prompts(knobs).train} == {"a", "b"}
 
 
+@pytest.fixture
+def splits(monkeypatch):
+    """A hub dataset of two splits; one question of the training split is in the other too."""
+    import datasets
+
+    rows = {"train": ["a", "b", "c", "d", "d"], "test": ["d", "e", "f", "f", ""]}
+
+    def load(source, subset, split, revision):
+        if split not in rows:
+            raise ValueError(f"Unknown split {split!r}")
+        return datasets.Dataset.from_list([{"q": text, "id": number} for number, text in enumerate(rows[split])])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return Prompts(source="someone/some-set", heldout_split="test", heldout_count=3, columns=Columns(prompt="q"))
+
+
+def test_prompts_are_held_out_of_another_split(splits):
+    sets = load_prompts(splits)
+    assert {p.id: question(p) for p in sets.train} == {"row-00000": "a", "row-00001": "b", "row-00002": "c"}
+    assert {question(p) for p in sets.heldout} == {"d", "e", "f"}
+    assert all(p.id.startswith("test-row-") for p in sets.heldout)
+    assert sets.notes == (
+        "1 rows without text left out, of split 'test'",
+        "2 prompts with the text of a held-out one left out of training",
+    )
+    assert load_prompts(splits) == sets
+
+
+def test_splits_may_use_the_same_ids(splits):
+    sets = load_prompts(splits.model_copy(update={"columns": Columns(prompt="q", id="id"), "heldout_count": 2}))
+    assert len({p.id for p in sets.train + sets.heldout}) == len(sets.train) + 2
+
+
+def test_training_prompts_do_not_depend_on_what_another_split_holds(splits):
+    """But for those that are held out."""
+    alone = load_prompts(splits.model_copy(update={"heldout_split": None, "heldout_count": 0})).train
+    assert load_prompts(splits).train == tuple(p for p in alone if question(p) != "d")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"heldout_count": 4}, "split 'test' 3 of different text to hold out, .*heldout_count = 4 ask for 1 and 4"),
+        ({"train_count": 4}, "split 'train' holds 3 usable prompts to train on .* ask for 4 and 3"),
+        (
+            {"heldout_split": "tset"},
+            "split 'tset' cannot be had from the hub .*; check the id and the name of the split",
+        ),
+    ],
+)
+def test_splits_that_hold_too_little_or_are_not_there(splits, knobs, expected):
+    with pytest.raises(DataError, match=expected):
+        load_prompts(splits.model_copy(update=knobs))
+
+
+def test_the_system_turn_of_a_recipe_is_for_the_policy_alone(jsonl):
+    """Reward models and verifiers get the prompt as the dataset has it; its own system turn is a part of it."""
+    turns = [{"role": "system", "content": "own"}, {"role": "user", "content": "b"}]
+    plain = load_prompts(jsonl({"q": "a"}, system="the recipe's")).train
+    assert [message.role for message in plain[0].messages] == ["user"]
+    own = load_prompts(jsonl({"q": turns}, system="the recipe's", columns=Columns(messages="q"))).train
+    assert [(message.role, message.content) for message in own[0].messages] == [("system", "own"), ("user", "b")]
+
+
 # --- Length and order
 
 

@@ -408,6 +408,34 @@ def test_what_just_fits_is_taken(overrides):
     load_config("quickstart", overrides)
 
 
+HUB = ["prompts.source=someone/some-set", "prompts.tasks={}", "prompts.columns.prompt=q", "reward.name=my.module:score"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompts.heldout_split=test"], "prompts.source = 'reasoning_gym' has no splits; leave it out"),
+        ([*FILE, "prompts.columns.prompt=q", "prompts.heldout_split=test"], "= 'a.jsonl' has no splits; leave it out"),
+        ([*HUB, "prompts.heldout_split=train"], "'train': is prompts.split, which prompts are held out of without it"),
+        (
+            [*HUB, *NONE_HELD_OUT, "prompts.heldout_split=test"],
+            "'test': holds nothing out, since prompts.heldout_count",
+        ),
+    ],
+)
+def test_a_split_to_hold_out_that_cannot_be_is_refused(overrides, message):
+    assert message in refusal(*overrides)
+
+
+@pytest.mark.parametrize("name", ["paper-table-6", "paper-figure-2", "paper-figure-4a"])
+def test_the_paper_s_mathematics_is_measured_on_problems_that_nobody_trained_on(name):
+    """MetaMath, on which the first stage of Table 6 is fine-tuned, is made of the training problems."""
+    for arm in arms(name):
+        prompts = load_config(f"{name}:{arm}").prompts
+        assert (prompts.split, prompts.heldout_split) == ("train", "test")
+        assert prompts.heldout_count == (4900 if "MATH" in prompts.source else 1300)
+
+
 def test_all_constraints_are_listed_together():
     message = refusal("sampling.k=3", "run.name=a/b", "stream.capacity=1", "objective.name=x")
     assert message.count("\n  - ") == 4

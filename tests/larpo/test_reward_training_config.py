@@ -31,6 +31,7 @@ def test_the_bundled_recipe_loads_and_round_trips(recipe_file):
         ({"preferences": {"source": None}}, "preferences.source is not given"),
         ({"preferences": {"heldout_count": 0}}, "preferences.heldout_count = 0"),
         ({"preferences": {"columns": {"prompt": "p", "response": "r"}}}, "names one answer a row"),
+        ({"preferences": {"system": "s"}}, "preferences.system = 's': is for a policy; a reward model reads"),
         ({"preferences": {"columns": {"chosen": "c"}}}, "names chosen alone"),
         ({"training": {"loss": "plackett_luce"}}, "takes no preferences.columns.margin"),
         ({"training": {"workers": 40}}, "must be at least training.workers = 40"),

@@ -8,10 +8,11 @@ import pytest
 from larpo.answers import answer_reader
 from larpo.config import Config
 from larpo.errors import DataError
+from larpo.evaluation import columns
 from larpo.reward_config import Reward
 from larpo.sweep import ModelAnswers, cutoffs_of, differences, intervals, measures
 from larpo.sweep_page import sweep_page
-from larpo.sweep_tables import format_results
+from larpo.sweep_tables import format_results, recall_rows
 from larpo.types import Message, Prompt
 
 DRAWN = {"resamples": 200, "seed": 0}
@@ -134,11 +135,31 @@ def results(answers_of):
 
 def test_the_tables_have_a_row_a_model_and_temperature(results):
     text = format_results(results[0], results[2])
-    assert len(re.findall(r"^tuned +(?:0\.7|1) .*\[.*\]", text, flags=re.MULTILINE)) == 2
+    assert len(re.findall(r"^tuned +(?:0\.7|1)  0.*\[.*\]", text, flags=re.MULTILINE)) == 2
     assert re.search(r"^tuned - <base> +0\.7 .*\+0\.", text, flags=re.MULTILINE)
     assert re.search(r"^tuned +<base> +50\.0% \[25\.0%, 75\.0%\]", text, flags=re.MULTILINE)
     assert re.search(r"^tuned +gamma +0\.500 \[0\.250, 0\.750\]", text, flags=re.MULTILINE)
     assert "something was left out" in text
+
+
+def test_recall_best_of_n_and_votes_have_intervals_and_n_goes_down_the_rows(results):
+    found, _, sweep = results
+    header, *rows = recall_rows(found, sweep)
+    assert header == ("model", "T", "N", "Recall@N", "best reward of N", "majority vote right")
+    assert [row[:3] for row in rows[:4]] == [("<base>", t, n) for t in ("0.7", "1") for n in ("1", "2")]
+    # At T = 0.7 the base policy's samples are worth 0, 1 and 0, 0: Recall@1 is 1/4, Recall@2 1/2.
+    assert [row[3] for row in rows[:2]] == ["0.250 [0.000, 0.500]", "0.500 [0.000, 1.000]"]
+    assert all(re.fullmatch(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", cell) for row in rows for cell in row[3:])
+
+
+def test_the_table_of_many_cutoffs_and_every_pick_fits_a_wide_terminal():
+    kinds, cutoffs = ("recall", "best_reward", "reranked", "majority"), (1, 2, 5, 10, 20, 50, 100)
+    sweep = config_of(samples=100, cutoffs=cutoffs, temperatures=[0.7]).evaluation.sweep
+    measures = {f"T=0.7/{kind}@{n}": [0.5, 0.25, 0.75] for kind in kinds for n in cutoffs}
+    rows = recall_rows({"models": {"instruct": {"measures": measures}}}, sweep)
+    assert rows[0][3:] == ("Recall@N", "best reward of N", "reranked best right", "majority vote right")
+    assert len(rows) == 1 + len(cutoffs)
+    assert max(map(len, columns(rows))) <= 120
 
 
 def test_the_page_is_whole_and_escapes_what_models_say(results):

@@ -59,9 +59,15 @@ def test_one_seed_keeps_its_own_intervals():
 
 def test_the_tables_and_plots_of_one_evaluation_read_it():
     joined = over_seeds(SEEDS)
-    recall, difference, wins = sweep_tables(joined, SWEEP)
-    assert [row[0] for row in recall[1:]] == ["base", "aligned"]
-    assert recall[2][-2:] == ("0.520", "0.520")
+    rewards, recall, difference, wins = sweep_tables(joined, SWEEP)
+    assert [row[0] for row in rewards[1:]] == ["base", "aligned"]
+    over = t_interval([0.4, 0.5, 0.66])
+    cell = f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
+    assert recall == [
+        ("model", "T", "N", "Recall@N"),
+        *(("base", "1", n, "0.220 [0.120, 0.320]") for n in ("1", "2")),
+        *(("aligned", "1", n, cell) for n in ("1", "2")),
+    ]
     assert difference[1][:2] == ("aligned - base", "1")
     assert wins[1][:2] == ("aligned", "base")
     assert "intervals over seeds 0, 1" in format_results(joined, SWEEP, "seeds 0, 1")
