@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--logit-tokens", type=_count, default=4096, help="response tokens of memory's logits (4096)")
     result.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of gpu (cuda)")
-    result.add_argument("--layers", type=_count, default=8, help="of gpu's models at most, as many as memory holds (8)")
+    result.add_argument("--layers", type=_count, default=8, help="of gpu's models (8)")
     result.add_argument("--width-divisor", type=_count, default=1, help="gpu's models are so much narrower (1)")
     result.add_argument("--prompts", type=_count, default=24, help="of a repetition of sampler (24)")
     result.add_argument("--gib", type=float, default=2.0, help="of the larger model of weights; 0: none (2)")

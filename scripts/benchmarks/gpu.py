@@ -5,12 +5,13 @@ that is checked: LambdaRank without weights, whose sum over pairs is what the pa
 All responses of a list have one length, so that no side pays for padding. Compared are, forward and backward,
 
 - a packed row (block masks, chunked log-probabilities) with a padded batch of one row a response, and with the rows of
-  all pairs in as many passes as memory asks for, both with the model's own attention and full logits;
+  all pairs, some in a pass, both with the model's own attention and full logits;
 - on the packed row, the attention that larpo chooses (FlexAttention's block masks on CUDA) with a dense mask;
 - log-probabilities in chunks with a full logit tensor, from given hidden states.
 
 Attention with a dense mask is SDPA's; of a model that caps attention scores (Gemma-2) it is transformers' "eager",
-since SDPA leaves the cap out. The rate that shares are of is that of one large matrix product in the same type.
+since SDPA leaves the cap out. The rate that shares are of is that of one large matrix product in the same type. A side
+for which the device has too little memory is left out, and a note says so.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ def run_gpu(work: Work) -> Result:
             part = _Part(f"{name}, k = {candidates}", work, fields, model, item, rate)
             rows += part.layouts(notes)
             rows += part.attentions(notes)
-        rows += _chunks(name, work, fields, model)
+        try:
+            rows += _chunks(name, work, fields, model)
+        except torch.OutOfMemoryError:
+            notes.append(f"{name}: full logits need more memory than there is")
         del model, part
     if work.device != "cuda":
         notes.append("peak memory is told on CUDA alone")
@@ -150,7 +154,7 @@ class _Part:
         found, peaks = self._measured([packed, rows, pairs], notes)
         unique = prompt + count * response
         result = []
-        for other in (rows, pairs):
+        for other in (side for side in (rows, pairs) if side.label in found):
             ours, theirs = found[packed.label], found[other.label]
             fast, slow = (rates(series.label, series.values, unique) for series in (ours, theirs))
             result.append(Comparison(f"{self.what}: unique tokens", "tokens/s", fast, slow))
@@ -164,6 +168,8 @@ class _Part:
         packed, name = self._packed(), dense_attention(self.model.config)
         dense = Side(f"{name} with a dense mask", packed.layout, name, packed_row)
         found, peaks = self._measured([packed, dense], notes)
+        if dense.label not in found:
+            return []
         row = Comparison(f"{self.what}: attention", "s", found[packed.label], found[dense.label])
         return [row, *self._memory(peaks, packed, dense)]
 
@@ -176,16 +182,28 @@ class _Part:
         return rates(durations.label, durations.values, operations(self.fields, side.layout) / self.rate)
 
     def _measured(self, sides: Sequence[Side], notes: list[str]) -> tuple[dict[str, Series], dict[str, float]]:
-        """Seconds and peaks by label, once the sides' losses and gradients have been compared."""
+        """Seconds and peaks by label, once the sides' losses and gradients have been compared.
+
+        Of the sides after the first, those for which memory is not enough are in neither.
+        """
         outcomes, peaks = {}, {}
         for side in sides:
-            self._run(side)  # compiles what is compiled
-            self.model.zero_grad(set_to_none=True)
-            peaks[side.label], loss = _peak_gib(self.work.device, partial(self._run, side))
-            outcomes[side.label] = (loss, self._gradient_norm())
-        notes.append(f"{self.what}: {agreement(outcomes, TOLERANCES[self.work.dtype])}")
-        clocks = {side.label: partial(_timed, self.work.device, partial(self._run, side)) for side in sides}
-        found = in_turns(clocks, self.work.repetitions)
+            try:
+                self._run(side)  # compiles what is compiled
+                self.model.zero_grad(set_to_none=True)
+                peaks[side.label], loss = _peak_gib(self.work.device, partial(self._run, side))
+                outcomes[side.label] = (loss, self._gradient_norm())
+            except torch.OutOfMemoryError:
+                if side is sides[0]:
+                    raise
+                notes.append(f"{self.what}: {side.label} needs more memory than there is")
+                self.model.zero_grad(set_to_none=True)
+        found = {}
+        if len(outcomes) > 1:
+            notes.append(f"{self.what}: {agreement(outcomes, TOLERANCES[self.work.dtype])}")
+            fit = [side for side in sides if side.label in outcomes]
+            clocks = {side.label: partial(_timed, self.work.device, partial(self._run, side)) for side in fit}
+            found = in_turns(clocks, self.work.repetitions)
         self.model.zero_grad(set_to_none=True)
         return found, peaks
 

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from larpo.errors import ConfigError
 from scripts.bench import main
-from scripts.benchmarks.gpu import agreement
+from scripts.benchmarks.gpu import Work, agreement, run_gpu
 from scripts.benchmarks.gpu_shapes import MODELS, Layout, check_lengths, operations, sized
 from scripts.benchmarks.measuring import BenchmarkError
 
@@ -58,6 +59,22 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     assert main(["gpu", "--out", str(tmp_path)]) == 2
     assert "needs a GPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_memory_does_not_hold_is_left_out_and_said(monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("scripts.benchmarks.gpu.all_pairs", too_much)
+    monkeypatch.setattr("scripts.benchmarks.gpu.full_log_probs", too_much)
+    result = run_gpu(Work("cpu", sizes=(3,), shape=(24, 8), layers=1, width_divisor=32, repetitions=1))
+    assert {row.other.label for row in result.comparisons} == {
+        "a row a response",
+        "sdpa with a dense mask",
+        "eager with a dense mask",
+    }
+    assert "Mistral-7B, k = 3: all pairs needs more memory than there is" in result.notes
+    assert "Gemma-2-2b: full logits need more memory than there is" in result.notes
 
 
 @pytest.mark.slow
