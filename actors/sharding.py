@@ -54,7 +54,7 @@ def zero_config(*, dtype: str, stage: int, clip_norm: float, ranks: int) -> dict
         "train_batch_size": ranks,
         "gradient_clipping": 0.0 if clipped_here else clip_norm,
         "zero_optimization": {"stage": stage, **({"reduce_bucket_size": REDUCED_TOGETHER} if stage else {})},
-        "bf16": {"enabled": dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": True},  # ZeRO 1: no gradient is kept twice
         "data_types": {"grad_accum_dtype": summed_in},
         "steps_per_print": 10**9,
     }

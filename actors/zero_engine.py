@@ -66,7 +66,8 @@ class ZeroEngine:
             ),
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
         )
-        if zero_stage == 0 and ranks == 1:  # DeepSpeed would copy all gradients to add them up with nobody's
+        is_whole = zero_stage == 0 or hasattr(self._engine.optimizer, "fp32_groups_gradients_flat")  # ZeRO 1, bfloat16
+        if ranks == 1 and is_whole:  # DeepSpeed would copy all gradients to add them up with nobody's
             self._engine.enable_backward_allreduce = False
         self._away: list[Tensor] = []  # what `leave` moved, without ZeRO
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
