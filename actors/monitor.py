@@ -151,6 +151,7 @@ class Monitor:
                 {
                     "weights/version": float(stats.weight_version),
                     "weights/pull_seconds": stats.pull_seconds,
+                    "weights/load_seconds": stats.load_seconds,
                     "weights/pause_seconds": stats.pause_seconds,
                     "weights/gib": stats.pull_bytes / 2**30,
                 },

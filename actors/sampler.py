@@ -49,6 +49,7 @@ class SamplerStats:
     places_filled: float = 0.0  # share of the engine's places (`max_num_seqs`) that had a response while it worked
     pull_seconds: float = 0.0  # of the newest weight update: until the buckets lay in shared memory
     pull_bytes: int = 0  # of the newest weight update
+    load_seconds: float = 0.0  # of the newest weight update: beside the weights in use, while these generate
     pause_seconds: float = 0.0  # of the newest weight update: nothing was generated
     spans: tuple[tuple[str, float, float], ...] = ()
     memory_bytes: int = 0  # that its processes hold
@@ -72,7 +73,7 @@ class Sampler:
         self._responses = 0  # that the engine is at
         self._looked_at = self._busy_since = self._busy_seconds = self._place_seconds = self._asleep_since = 0.0
         self._first_prompt_at = 0.0
-        self._pull_seconds = self._pause_seconds = 0.0
+        self._pull_seconds = self._load_seconds = self._pause_seconds = 0.0
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
@@ -196,8 +197,10 @@ class Sampler:
         paths = await asyncio.to_thread(write_bucket_files, folder, version, pairs)
         self._pull_seconds, self._pull_bytes = time.time() - started, sum(bucket.nbytes for bucket in wanted)
         try:
+            loading = time.time()
             if await self._engine.prepare_weights(paths, partial=len(wanted) < len(buckets)):
                 _unlink(paths)
+            self._load_seconds = time.time() - loading
             if self._finishes:
                 self._takes_prompts = False
                 await self._idle.wait()
@@ -227,6 +230,7 @@ class Sampler:
             places_filled=self._place_seconds / max(1e-6, self._busy_seconds * self._options.max_num_seqs),
             pull_seconds=self._pull_seconds,
             pull_bytes=self._pull_bytes,
+            load_seconds=self._load_seconds,
             pause_seconds=self._pause_seconds,
             spans=spans,
             memory_bytes=vitals().memory_bytes,

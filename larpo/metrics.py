@@ -155,6 +155,7 @@ _WEIGHTS = (
         "weights",
         ("gib", "GiB", "what a sampler pulled of one version: fixed buckets come once"),
         ("pull_seconds", "seconds", "a sampler's pull of one version"),
+        ("load_seconds", "seconds", "a sampler loading one version beside that in use"),
         ("pause_seconds", "seconds", "generation paused while weights are replaced"),
         labels=BY_SAMPLER,
     ),

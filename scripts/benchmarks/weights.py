@@ -86,6 +86,12 @@ def _rows(found: Mapping[str, Any], repetitions: int) -> list[Comparison]:
 
 
 _SPEEDS = (("larpo", "total_s"), ("plain copy", "copy_s"))
+_PARTS = (
+    ("into the store", "store_s"),
+    ("pulled and checked", "pull_s"),
+    ("loaded beside", "load_s"),
+    ("paused and swapped", "pause_s"),
+)
 
 
 def _fixed(value: float) -> Series:
@@ -94,8 +100,7 @@ def _fixed(value: float) -> Series:
 
 def _parts(found: Mapping[str, Any], repetitions: int) -> str:
     """Where the time from publication to update goes."""
-    parts = (("into the store", "store_s"), ("pulled and checked", "pull_s"), ("paused and swapped", "pause_s"))
-    medians = [f"{text} {Series(key, tuple(found[key][-repetitions:])).median:.3g} s" for text, key in parts]
+    medians = [f"{text} {Series(key, tuple(found[key][-repetitions:])).median:.3g} s" for text, key in _PARTS]
     return f"{found['bytes'] / 1e6:.0f} MB: {', '.join(medians)} (slowest sampler; medians)"
 
 
@@ -130,7 +135,7 @@ def _write_published(policy: Path, target: Path, bucket_mib: int, dtype: str) ->
 
 
 async def _publish_all(work: Publications, folder: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"store_s": [], "total_s": [], "pull_s": [], "pause_s": [], "copy_s": []}
+    found: dict[str, list[float]] = {key: [] for key in ("store_s", "total_s", "pull_s", "load_s", "pause_s", "copy_s")}
     async with running_pool(work.config) as (pool, store):
         busy = [asyncio.create_task(_keep_busy(pool, work, number)) for number in range(work.samplers)]
         try:
@@ -148,6 +153,7 @@ async def _publish_all(work: Publications, folder: Path) -> dict[str, list[float
                 if [each.weight_version for each in stats] != [version] * work.samplers:
                     raise BenchmarkError(f"not every sampler took version {version}: {stats}")
                 found["pull_s"].append(max(each.pull_seconds for each in stats))
+                found["load_s"].append(max(each.load_seconds for each in stats))
                 found["pause_s"].append(max(each.pause_seconds for each in stats))
         finally:
             for task in busy:

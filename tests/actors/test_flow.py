@@ -64,6 +64,7 @@ def stats(prompts: int, tokens: int, version: int = 0, in_flight: int = 1) -> Sa
         places_filled=0.0,
         pull_seconds=0.0,
         pull_bytes=0,
+        load_seconds=0.0,
         pause_seconds=0.0,
         spans=(),
     )
@@ -180,6 +181,7 @@ def test_every_metric_by_sampler_is_told_of_every_sampler(clock):
         assert declared - set(record) == {
             "weights/gib",
             "weights/pull_seconds",
+            "weights/load_seconds",
             "weights/pause_seconds",
         }  # told at updates
     assert [record["sampler"] for record in records.of("sampler")] == ["sampler-0", "sampler-1", "sampler-2"]

@@ -128,6 +128,7 @@ def stats(tokens: int, prompts: int, version: int = 0, in_flight: int = 1) -> Sa
         places_filled=0.0,
         pull_seconds=0.25,
         pull_bytes=2**28,
+        load_seconds=0.5,
         pause_seconds=0.125,
         spans=(),
     )
@@ -151,6 +152,7 @@ def test_an_update_of_weights_is_told_once():
             {
                 "weights/version": 1.0,
                 "weights/pull_seconds": 0.25,
+                "weights/load_seconds": 0.5,
                 "weights/pause_seconds": 0.125,
                 "weights/gib": 0.25,
             },
