@@ -143,7 +143,7 @@ class Cast(TrainingCast):
             placement.kill,
             run.config.samplers,
             run.config.timeouts,
-            responses_per_sampler(run.config.samplers, run.config.sampling.k),
+            responses_per_sampler(run.config.samplers, max(run.config.sampling.k, run.config.evaluation.samples + 1)),
             on_failure=on_failure,
             draining=draining_nodes,
             own_node=placement.own_node(),

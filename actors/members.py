@@ -29,6 +29,7 @@ class Member:
     busy: bool = False
     memory_bytes: int = 0  # that its actor held when it was last asked
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: float = 0.0  # when it last did, by the monotonic clock
     asked: float = field(default_factory=time.monotonic)  # when its actor was asked for
     let_go: asyncio.Future[None] | None = None  # of one that leaves: done when what it still has goes back
     task: asyncio.Task[None] | None = None  # that starts it, replaces it or ends it

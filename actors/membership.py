@@ -168,7 +168,9 @@ class Membership:
             self.resize(self.wanted)
 
     async def _drain(self, member: Member) -> None:
-        """Hand back what is not answered within the limit, then end the engine and the actor."""
+        """Hand back what has not begun, and what is not answered in time; then end the engine and the actor."""
+        with suppress(Exception):  # one that has died is found by its prompts
+            await asyncio.wait_for(result(member.actor.leave.remote()), self._timeouts.answer_s)
         async with self._changed:
             empty = self._changed.wait_for(lambda: member.in_flight == 0)
             with suppress(TimeoutError):

@@ -30,7 +30,7 @@ def responses_per_sampler(samplers: Samplers, responses: int) -> int:
 
     As the shorter responses of its prompts end, their places are filled with what waits there.
     """
-    return 2 * samplers.max_num_seqs + responses
+    return max(2 * samplers.max_num_seqs, responses) + responses
 
 
 class _HandedBack(Exception):
@@ -64,6 +64,7 @@ class SamplerPool(Membership):
         self.requeued = 0  # prompts that went back to the queue
         self.handed_back = 0  # prompts that leaving samplers gave back
         self._slots_taken = 0
+        self._slot_queue, self._place_queue = asyncio.Lock(), asyncio.Lock()  # served in order, large and small
         self._vacant = asyncio.Condition()  # a sampler can take a prompt more
 
     @property
@@ -77,9 +78,16 @@ class SamplerPool(Membership):
         return self.ready * self.per_sampler
 
     async def take_slots(self, responses: int) -> None:
-        """Wait until the pool has room for one more prompt; the room follows the samplers that are ready."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._failed or self._slots_taken + responses <= self.slots)
+        """Wait until the pool has room for one more prompt; the room follows the samplers that are ready.
+
+        A prompt of more responses than there are slots goes by itself.
+        """
+
+        def has_room() -> bool:
+            return self._slots_taken + responses <= max(self.slots, responses if self.slots else 0)
+
+        async with self._slot_queue, self._changed:
+            await self._changed.wait_for(lambda: self._failed or has_room())
             self._raise_failed()
             self._slots_taken += responses
 
@@ -119,38 +127,38 @@ class SamplerPool(Membership):
         raise SamplerError(f"prompt {task.key} failed {len(reasons)} times: " + "; ".join(reasons))
 
     async def _leased(self, member: Member, reference: Any) -> list[Candidate]:
-        """The answer, within the lease; _HandedBack when the sampler leaves before."""
+        """The answer, within the lease; _HandedBack when the sampler leaves before.
+
+        A lease is as good as new with every answer of its sampler: until then the prompt may have waited for a place.
+        """
         assert member.let_go is not None
-        call = asyncio.ensure_future(result(reference))
+        call, begun, lease = asyncio.ensure_future(result(reference)), time.monotonic(), self._samplers.lease_s
         try:
-            await asyncio.wait(
-                {call, member.let_go}, timeout=self._samplers.lease_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if call.done():
-                return call.result()
-            raise _HandedBack if member.let_go.done() else TimeoutError
+            while (left := max(begun, member.answered) + lease - time.monotonic()) > 0:
+                await asyncio.wait({call, member.let_go}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if call.done():
+                    member.answered = time.monotonic()
+                    return call.result()
+                if member.let_go.done():
+                    raise _HandedBack
+            raise TimeoutError
         finally:
             call.cancel()
 
     async def _acquire(self, responses: int) -> Member:
-        async with self._vacant:
+        """A free sampler. Only the first in line waits for one: waking all costs what all cost, for each prompt."""
+        async with self._place_queue, self._vacant:
             while True:
                 self._raise_failed()
                 member = self._places.take(responses)
                 if member is not None:
-                    self._vacant.notify()  # what was free may be enough for another
                     return member
-                try:
-                    await self._vacant.wait()
-                except asyncio.CancelledError:
-                    self._vacant.notify()  # the place that woke this one is for another
-                    raise
+                await self._vacant.wait()
 
     async def _release(self, member: Member, responses: int) -> None:
-        """One of those that wait gets the place: waking them all would cost what all of them cost, for each prompt."""
         self._places.give_back(member, responses)
         async with self._vacant:
-            self._vacant.notify()
+            self._vacant.notify_all()
         if member.is_leaving:
             await super()._notify()
 

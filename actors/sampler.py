@@ -14,6 +14,7 @@ from actors.engine import Engine, EngineOptions, Sample
 from actors.titles import show_title
 from actors.vitals import vitals
 from actors.weights import Bucket, remove_orphans, write_bucket_files
+from larpo.errors import SamplerError
 from larpo.policy import PreparedPolicy, folder_on_this_node
 from larpo.types import Candidate
 
@@ -77,7 +78,8 @@ class Sampler:
         self._pull_bytes = 0
         self._spans: list[tuple[str, float, float]] = []
         self._updating = asyncio.Lock()
-        self._takes_prompts, self._idle, self._changed = True, asyncio.Event(), asyncio.Event()
+        self._takes_prompts, self._leaves = True, False
+        self._idle, self._changed = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._doing = "starts"
         show_title(self.doing)
@@ -127,6 +129,8 @@ class Sampler:
     async def _begin(self, responses: int) -> None:
         """Wait until the engine has a place free, and take as many as there are responses; vLLM holds the rest."""
         while not self._takes_prompts or self._responses >= self._options.max_num_seqs:
+            if self._leaves:
+                raise SamplerError("the sampler leaves, and this prompt has not begun")
             self._changed.clear()
             await self._changed.wait()
         now = time.time()
@@ -236,6 +240,11 @@ class Sampler:
             memory_bytes=vitals().memory_bytes,
             first_token_seconds=(self._engine.first_token_at or self._first_prompt_at) - self._first_prompt_at,
         )
+
+    async def leave(self) -> None:
+        """Begin none of the prompts that wait here: each raises SamplerError, and is for another sampler."""
+        self._leaves = True
+        self._changed.set()
 
     async def pid(self) -> int:
         import os

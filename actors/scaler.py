@@ -24,7 +24,9 @@ class Scaler:
         self._training = config.training
         self._limits = Range(samplers.least, samplers.most, samplers.patience_s)
         phased = config.overlap == "none"
-        self._places = max(1, pool.per_sampler // config.sampling.k)  # prompts that one sampler has
+        k = config.sampling.k
+        self._places = -(-samplers.max_num_seqs // k)  # prompts that fill a sampler's engine
+        self._leases = max(1, pool.per_sampler // k)  # prompts that it has at most, those that wait there among them
         self._windows = windows(samplers.patience_s, self._places, phased=phased)
         self._memory = Memory(samplers.patience_s, self._places, config.training.lists_per_step, phased=phased)
         self._place: tuple[str, int] = ("", 0)  # phase and iteration of the looks
@@ -64,7 +66,8 @@ class Scaler:
                 ranked=progress.ranked,
                 step=progress.step,
             )
-            look = Look(now, totals, self._pool.ready, len(self._pool.pending), status.waiting)
+            at_work = min(len(self._pool.pending), self._pool.ready * self._places)
+            look = Look(now, totals, self._pool.ready, at_work, status.waiting)
             for seer in (*self._windows, self._memory):
                 seer.add(look)
 
@@ -86,7 +89,7 @@ class Scaler:
             waiting=progress.total - progress.sampled - len(pool.pending) if sampling else 0,
             later=iterations * training.prompts_per_iteration,
             peak=self._peak,
-            places=self._places,
+            leases=self._leases,
             idle_s=now - self._worked,
             start_s=sum(pool.start_seconds) / max(1, len(pool.start_seconds)),
         )

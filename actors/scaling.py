@@ -80,7 +80,7 @@ class Seen:
     waiting: int  # prompts of this iteration that no sampler has yet
     later: int  # prompts of later iterations
     peak: int  # the most that were ready at one time in this run
-    places: int  # prompts that one sampler has at a time, those that wait in it among them
+    leases: int  # prompts that one sampler has at most, those that wait there among them
     idle_s: float  # since there was last anything to do
     start_s: float  # from asking for a sampler until it works, of late
 
@@ -91,7 +91,7 @@ class Seen:
     @property
     def is_ending(self) -> bool:
         """Samplers have, or will have at once, all that is left of the iteration."""
-        return self.waiting <= self.size * self.places
+        return self.waiting <= self.size * self.leases
 
 
 @dataclass(frozen=True)

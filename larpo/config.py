@@ -194,7 +194,7 @@ class Samplers(Section):
     cpu_kv_cache_gib: Positive = 1  # KV cache of an engine on CPU
     cpu_cores: Cores = "auto"  # cores an engine on CPU binds to, such as "0" or "0-1"
     enforce_eager: bool = False  # no CUDA graphs and no compilation: starts faster, runs slower on GPUs
-    lease_s: Seconds = 300.0  # a prompt not answered in this time, its wait in the sampler among it, is sampled anew
+    lease_s: Seconds = 300.0  # a sampler that answers nothing for so long is replaced, and its prompts sampled anew
     max_restarts: Annotated[int, Field(ge=0)] = 3  # replacements of samplers that died, their node there
 
     @property

@@ -124,7 +124,7 @@ _SAMPLER = (
     *_gauges("sampler", *_RATES, labels=BY_SAMPLER),
     *_gauges(
         "sampler",
-        ("in_flight", "prompts", "prompts that the sampler works on"),
+        ("in_flight", "prompts", "prompts that the sampler has, those that wait in it among them"),
         ("weight_version", "version", "weight version that the sampler holds"),
         ("busy", "share", "of the last minute in which the sampler worked"),
         ("places_filled", "share", "of the engine's places for responses, `samplers.max_num_seqs`, while it worked"),

@@ -21,6 +21,7 @@ class Double:
         self.update = SimpleNamespace(remote=update or self._takes)
         self.stats = SimpleNamespace(remote=stats or self._stats)
         self.sleep = SimpleNamespace(remote=sleep or self._turn("sleep"))
+        self.leave = SimpleNamespace(remote=self._zero)
         self.wake = SimpleNamespace(remote=self._turn("wake"))
         self.sample = SimpleNamespace(remote=lambda task: self._sample(sample, task))
 

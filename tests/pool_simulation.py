@@ -264,7 +264,7 @@ class Simulation:
             waiting=self._left + len(self._back) if sampling else 0,
             later=later,
             peak=self._peak,
-            places=self.world.places,
+            leases=self.world.places,
             idle_s=self.now - self._worked,
             start_s=sum(recent) / len(recent),
         )

@@ -77,6 +77,9 @@ class InstantSampler:
     async def stats(self) -> SamplerStats:
         return SamplerStats(self._version)
 
+    async def leave(self) -> None:
+        """There is nothing that waits."""
+
     async def shutdown(self) -> None:
         """There is nothing to end."""
 

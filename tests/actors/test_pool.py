@@ -31,26 +31,78 @@ def test_prompts_go_to_the_sampler_with_least_to_do():
     asyncio.run(go())
 
 
-def test_what_a_large_prompt_leaves_is_for_as_many_small_ones_as_fit():
+def held(*sizes: int) -> list[SampleTask]:
+    """Prompts of so many responses, named by their place."""
+    return [SampleTask(str(number), 0, (1,), ((1.0, size),), 4) for number, size in enumerate(sizes)]
+
+
+def test_prompts_of_any_size_get_their_turn_in_order():
+    """What a large one leaves is for as many small ones as fit; none of them passes a large one that came before."""
+
     async def go():
-        may_end, running = asyncio.Event(), []
+        events, begun = {}, []
 
         async def waits(task):
-            running.append(task.key)
-            await may_end.wait()
+            begun.append(task.key)
+            await events.setdefault(task.key, asyncio.Event()).wait()
             return []
 
-        house = House(Double("a", sample=lambda task: waits(task) if task.responses == 1 else settled()), per_sampler=4)
+        house = House(Double("a", sample=waits), per_sampler=4)
         await house.pool.start()
-        tasks = [
-            SampleTask(key, 0, (1,), ((1.0, count),), 4) for key, count in {"large": 4, "1": 1, "2": 1, "3": 1}.items()
-        ]
-        answers = [asyncio.create_task(house.pool.sample(task)) for task in tasks]
-        await answers[0]
+        answers = [asyncio.create_task(house.pool.sample(task)) for task in held(4, 1, 1, 4, 1, 9)]
         await settled()
-        assert running == ["1", "2", "3"]
-        may_end.set()
-        await asyncio.gather(*answers)
+        assert begun == ["0"]
+        events["0"].set()
+        await settled()
+        assert begun == ["0", "1", "2"], "the second large one waits for both, and the last small one behind it"
+        for key in ("1", "2", "3", "4", "5"):
+            events.setdefault(key, asyncio.Event()).set()
+            await settled()
+        await asyncio.wait_for(asyncio.gather(*answers), 5)
+        assert begun == list("012345")
+
+    asyncio.run(go())
+
+
+def test_slots_are_given_in_order_and_a_prompt_larger_than_the_pool_goes_by_itself():
+    async def go():
+        house = House(Double("a"), per_sampler=4)
+        await house.pool.start()
+        await house.pool.take_slots(2)
+        large, small = (asyncio.create_task(house.pool.take_slots(size)) for size in (9, 1))
+        await settled()
+        assert not large.done()
+        assert not small.done()
+        await house.pool.free_slots(2)
+        await asyncio.wait_for(large, 5)
+        await settled()
+        assert not small.done()
+        await house.pool.free_slots(9)
+        await asyncio.wait_for(small, 5)
+
+    asyncio.run(go())
+
+
+def test_a_lease_is_new_with_every_answer_of_its_sampler():
+    """A prompt may wait in a sampler at work; one that answers nothing any more is hung."""
+
+    async def go():
+        late = asyncio.Event()
+
+        async def answers(task):
+            if task.key == "0":
+                await late.wait()
+            else:
+                await asyncio.sleep(0.05 * int(task.key))
+            return [task.key]
+
+        house = House(Double("slow", sample=answers), lease_s=0.12, per_sampler=8)
+        await house.pool.start()
+        tasks = [asyncio.create_task(house.pool.sample(task)) for task in held(*(1,) * 6)]
+        await asyncio.gather(*tasks[1:])
+        late.set()
+        assert await tasks[0] == ["0"]
+        assert house.failures == []
 
     asyncio.run(go())
 

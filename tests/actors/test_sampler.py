@@ -8,6 +8,7 @@ import pytest
 
 from actors.engine import Sample
 from actors.sampler import Sampler, SampleTask
+from larpo.errors import SamplerError
 
 TASK = SampleTask("0000/p", 0, (1, 2), ((1.0, 1),), 4)
 
@@ -150,3 +151,21 @@ def test_a_prompt_that_waits_for_a_place_has_not_begun_when_new_weights_come(tmp
     one, two = "0000/p#1.0", "0000/p#2.0"
     said = asyncio.run(go())
     assert said == [f"begins {one}", "prepares", f"ends {one}", "takes v1", f"begins {two}", f"ends {two}"]
+
+
+def test_what_waits_in_a_sampler_that_leaves_is_not_begun(tmp_path):
+    async def go():
+        sampler = Sampler(SimpleNamespace(max_num_seqs=1), SimpleNamespace(path=tmp_path), Store())
+        sampler._engine = engine = Engine()
+        first, second = (asyncio.create_task(sampler.sample(TASK)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        await sampler.leave()
+        with pytest.raises(SamplerError, match="leaves"):
+            await asyncio.wait_for(second, 5)
+        with pytest.raises(SamplerError, match="leaves"):
+            await sampler.sample(TASK)
+        engine.done.set()
+        await first
+        return engine.said
+
+    assert asyncio.run(go()) == ["begins 0000/p#1.0", "ends 0000/p#1.0"]

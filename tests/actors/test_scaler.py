@@ -15,7 +15,7 @@ class Run:
     def __init__(self, overlap="stream", waited=0.75, held=0.0, **knobs):
         training = {"lists_per_step": 8, "prompts_per_iteration": 1000, "iterations": 2}
         self.config = Config.model_validate(
-            {"overlap": overlap, "training": training, "samplers": {"patience_s": 30.0, **knobs}}
+            {"overlap": overlap, "training": training, "samplers": {"patience_s": 30.0, "max_num_seqs": 32, **knobs}}
         )
         self.now, self.said, self.logged, self.sizes = 0.0, [], [], []
         self.pool = SimpleNamespace(
@@ -48,6 +48,16 @@ def test_the_pool_grows_and_it_is_said_why():
     assert record == {"wanted": 4, "reason": record["reason"]}
     assert run.said == [f"samplers: 1 -> 4: {record['reason']}"]
     assert "the trainer waited for 75% of the last" in record["reason"]
+
+
+def test_prompts_that_wait_in_a_sampler_are_no_work_of_its():
+    """Else a sampler would seem to answer a prompt in half the time, and half as many to be enough."""
+    plain, queued = Run(max_count=10), Run(max_count=10)
+    queued.pool.pending = dict.fromkeys("abcdefgh")
+    for run in (plain, queued):
+        run.go(130)
+    assert queued.scaler._seen(130.0).rates == plain.scaler._seen(130.0).rates
+    assert queued.sizes == plain.sizes == [4]
 
 
 def test_where_phases_take_turns_it_grows_without_a_step():

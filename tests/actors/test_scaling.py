@@ -22,7 +22,7 @@ def shares(starved=0.0, held=0.0, busy=1.0, seconds=SLOWER * 60.0, cycles=SLOWER
 def seen(ready, needed, starved=0.0, held=0.0, busy=1.0, **said):
     """Samplers that answer 0.5 prompts a second each, in an iteration that has just begun."""
     whole = shares(starved, held, busy)
-    usual = {"coming": 0, "waiting": 5000, "later": 0, "peak": ready, "places": 4, "idle_s": 0.0, "start_s": 100.0}
+    usual = {"coming": 0, "waiting": 5000, "later": 0, "peak": ready, "leases": 4, "idle_s": 0.0, "start_s": 100.0}
     return Seen(whole, whole, Rates(lists=0.5 * needed, prompts=0.5), ready, **{**usual, **said})
 
 
