@@ -82,7 +82,8 @@ class Sampling:
         from larpo.prompts import load_prompts
         from larpo.recipe import load_config
 
-        prompts = load_prompts(load_config("quickstart", [f"prompts.train_count={count}"]).prompts).train
+        recipe = load_config("quickstart")
+        prompts = load_prompts(recipe.prompts.model_copy(update={"train_count": count})).train
         tokenizer = load_tokenizer(Path(self.policy))
         return tuple(encode_prompt(tokenizer, prompt) for prompt in prompts), stop_token_ids(tokenizer)
 

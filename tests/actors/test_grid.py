@@ -326,7 +326,8 @@ def test_results_tell_what_a_fair_comparison_holds_equal(experiment):
         assert (found["run/step"], found["train/lists"]) == (len(taken), sum(taken))
         assert (found["sampler/prompts"], found["sampler/samples"]) == (12, 12 * 4)
     assert spent["order"]["sampler/tokens"] == spent["pair"]["sampler/tokens"] > 0
-    header, _, *rows = (home / "results" / "table.md").read_text().splitlines()
+    of_arms, *_ = (home / "results" / "table.md").read_text().split("\n\n")  # then come those of the sweeps
+    header, _, *rows = of_arms.splitlines()
     assert header.endswith("| steps | lists | sampled tokens |")
     for arm, found in spent.items():
         [row] = [row for row in rows if row.startswith(f"| {arm} |")]
