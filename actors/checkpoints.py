@@ -30,19 +30,19 @@ def checkpoint_folder(root: Path, position: int) -> Path:
     return root / f"position-{position:08d}"
 
 
-def commit_checkpoint(folder: Path, state: TrainerState, files: Mapping[str, str] | None = None) -> None:
-    """Make a written folder count: the state, then the manifest with the checksums of all files, last.
+def commit_checkpoint(folder: Path, state: TrainerState, files: Mapping[str, str]) -> None:
+    """Make a written folder count: the state, then the manifest, last.
 
-    `files` has the checksums of what the ranks have written, where it is not all in this folder. Raises CheckpointError
-    when the disk is full.
+    `files` has the checksums of what the ranks have written, which need not all be in this folder. Raises
+    CheckpointError when the disk is full.
     """
     try:
         for stale in folder.glob(MANIFEST + "*"):  # of a checkpoint at this position that was passed over
             stale.unlink()
         write_durably(folder / STATE, json.dumps(asdict(state)).encode())
-        files = checksums(folder) if files is None else {**files, STATE: file_checksum(folder / STATE)}
         partial = folder / (MANIFEST + ".partial")
-        write_durably(partial, json.dumps({"files": files}).encode())
+        named = {**files, STATE: file_checksum(folder / STATE)}
+        write_durably(partial, json.dumps({"files": named}).encode())
         partial.rename(folder / MANIFEST)
     except OSError as error:
         raise CheckpointError(unwritten(folder, error)) from error
@@ -53,10 +53,15 @@ def unwritten(folder: Path, error: Exception) -> str:
     return f"could not write the checkpoint {folder}: {error}; the one before is whole. Free disk space, then resume"
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its name there."""
+def checksums(folder: Path, counts: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
+    """SHA-256 of the files below a checkpoint's folder that count, by name; its state and manifest are not of them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): file_checksum(path) for path in paths}
+    names = [str(path.relative_to(folder)) for path in paths]
+    return {
+        name: file_checksum(folder / name)
+        for name in names
+        if name != STATE and not name.startswith(MANIFEST) and counts(name)
+    }
 
 
 Found = tuple[Path, TrainerState, tuple[str, ...]]  # a checkpoint, its state, why newer ones were passed over
@@ -99,7 +104,7 @@ def newest_at(home: Home) -> Found | None:
         return newest_checkpoint(root)
 
     def found(folder: Path, name: str, recorded: str) -> str | None:
-        here = _local(folder, name, recorded)
+        here = checksum_here(folder, name, recorded)
         return here if here == recorded else home.storage.checksum(home.name(folder / name))
 
     return newest_checkpoint(root, lambda folder: damage(folder, found))
@@ -124,13 +129,14 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _local(folder: Path, name: str, recorded: str) -> str | None:
+def checksum_here(folder: Path, name: str, recorded: str) -> str | None:
+    """What a checkpoint's file has in this folder; None when it is not there."""
     return file_checksum(folder / name) if (folder / name).is_file() else None
 
 
 def damage(
     folder: Path,
-    checksum_of: Callable[[Path, str, str], str | None] = _local,
+    checksum_of: Callable[[Path, str, str], str | None] = checksum_here,
     counts: Callable[[str], bool] = lambda name: True,
 ) -> str | None:
     """Why a checkpoint cannot be trusted: of the files that count, what is missing or has another checksum."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from actors.checkpoints import (
     Found,
     TrainerState,
+    checksum_here,
     checksums,
     commit_checkpoint,
     damage,
@@ -36,8 +37,8 @@ class RankHome:
     def __init__(self, home: Home, rank: int, gather: Callable[[Any], list[Any]]) -> None:
         self.home, self._rank, self._gather = home, rank, gather
         self.acts = rank == 0
+        self._ranks = len(gather(None))
         if home.elsewhere:
-            self._ranks = len(gather(None))
             seat = (socket.gethostname(), str(home.folder))
             self.acts = gather(seat).index(seat) == rank
             if self.acts:
@@ -50,25 +51,23 @@ class RankHome:
         return self.home.folder / CHECKPOINTS
 
     def commit(self, folder: Path, state: TrainerState, keep: int) -> None:
-        """Make a checkpoint count that every rank has written its part of; the newest `keep` stay."""
+        """Make a checkpoint count that every rank has written its part of; the newest `keep` stay.
+
+        Each rank takes the checksums of its part, and pushes it: of a large model that is most of the work.
+        """
         self._gather(None)
+        own = checksums(folder, self._is_mine)
+        files = {name: recorded for part in self._gather(own) for name, recorded in part.items()}
+        if self._rank == 0:  # here first, so that nothing is lost when the home is away
+            commit_checkpoint(folder, state, files)
         if self.home.elsewhere:
-            self._commit_at_home(folder, state, keep)
+            self._commit_at_home(folder, own, keep)
         elif self._rank == 0:
-            commit_checkpoint(folder, state)
             prune(self.checkpoints, keep)
         self._gather(None)
 
-    def _commit_at_home(self, folder: Path, state: TrainerState, keep: int) -> None:
-        """Here first, so that nothing is lost when the home is away; there the manifest after everybody's files."""
-        own = {
-            name: recorded
-            for name, recorded in (checksums(folder) if self.acts else {}).items()
-            if name not in (STATE, MANIFEST)
-        }
-        files = {name: recorded for part in self._gather(own) for name, recorded in part.items()}
-        if self._rank == 0:
-            commit_checkpoint(folder, state, files)
+    def _commit_at_home(self, folder: Path, own: Iterable[str], keep: int) -> None:
+        """There the manifest comes after everybody's files."""
         self.home.push(*(folder / name for name in own))
         self._gather(None)
         if self._rank == 0:
@@ -86,11 +85,10 @@ class RankHome:
 
     def newest_checkpoint(self) -> Found | None:
         """The newest whole checkpoint, this rank's part of it on this node; the ranks agree on which that is."""
-        if not self.home.elsewhere:
-            return newest_checkpoint(self.checkpoints)
-        if self.acts:
-            self.home.pull_index()
-        self._gather(None)
+        if self.home.elsewhere:
+            if self.acts:
+                self.home.pull_index()
+            self._gather(None)
         return newest_checkpoint(self.checkpoints, self._problem)
 
     def _problem(self, folder: Path) -> str | None:
@@ -98,7 +96,8 @@ class RankHome:
             all_of_it = is_for_others(folder, self._ranks)
         except (ValueError, KeyError):
             all_of_it = False  # `damage` tells why the manifest cannot be read
-        problem = damage(folder, self._pulled, lambda name: self.acts if all_of_it else self._is_mine(name))
+        checksum_of = self._pulled if self.home.elsewhere else checksum_here
+        problem = damage(folder, checksum_of, lambda name: self.acts if all_of_it else self._is_mine(name))
         return next((found for found in self._gather(problem) if found is not None), None)
 
     def _pulled(self, folder: Path, name: str, recorded: str) -> str | None:
@@ -109,7 +108,7 @@ class RankHome:
         return file_checksum(path) if self.home.pull(path) else None
 
     def _is_mine(self, name: str) -> bool:
-        """Whether this rank pulls a file: what is its own, and for its node what all ranks read."""
+        """Whether a file is this rank's to check, to push and to pull: its own part, and for its node what all read."""
         of_rank = _OF_RANK.search(name)
         return int(of_rank[1]) == self._rank if of_rank else self.acts
 

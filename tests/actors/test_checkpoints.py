@@ -10,6 +10,7 @@ from actors.checkpoints import (
     MANIFEST,
     TrainerState,
     checkpoint_folder,
+    checksums,
     commit_checkpoint,
     newest_checkpoint,
     prune,
@@ -35,7 +36,7 @@ def written(root, position: int):
 
 def committed(root, position: int):
     folder = written(root, position)
-    commit_checkpoint(folder, state_at(position))
+    commit_checkpoint(folder, state_at(position), checksums(folder))
     return folder
 
 
@@ -144,7 +145,7 @@ def test_a_checkpoint_written_over_one_at_its_position_counts_only_when_committe
     folder = committed(tmp_path, 2)
     (folder / "engine" / "model.pt").write_bytes(b"half of the new one")
     assert newest_checkpoint(tmp_path)[0] == checkpoint_folder(tmp_path, 1)
-    commit_checkpoint(folder, state_at(2))
+    commit_checkpoint(folder, state_at(2), checksums(folder))
     assert newest_checkpoint(tmp_path)[0] == folder
 
 
@@ -164,9 +165,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, wri
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(CheckpointError, match=r"No space left on device.*one before is whole"):
-            commit_checkpoint(folder, state_at(2))
+            commit_checkpoint(folder, state_at(2), checksums(folder))
     assert newest_checkpoint(tmp_path)[1] == state_at(1)
-    commit_checkpoint(folder, state_at(2))
+    commit_checkpoint(folder, state_at(2), checksums(folder))
     assert newest_checkpoint(tmp_path)[1] == state_at(2)
 
 

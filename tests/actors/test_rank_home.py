@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import checkpoints, rank_home
 from actors.checkpoints import TrainerState, checkpoint_folder, newest_at
 from actors.rank_home import RankHome
 from actors.work import Journal
@@ -163,20 +164,64 @@ def test_what_was_cut_off_before_its_manifest_does_not_count_and_goes(group, fre
     assert found == {"position-00000001", "position-00000003"}
 
 
+def save_beside(position: int, keep: int = 2):
+    """The same in one folder that both ranks see."""
+
+    def work(rank: int, home: RankHome) -> None:
+        folder = checkpoint_folder(home.checkpoints, position)
+        (folder / "engine").mkdir(parents=True, exist_ok=True)
+        (folder / "engine" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes([rank]))
+        if rank == 0:
+            (folder / "engine" / "mp_rank_00_model_states.pt").write_bytes(b"model")
+        home.commit(folder, state_at(position), keep)
+
+    return work
+
+
 def test_ranks_on_one_node_push_and_pull_once(tmp_path, uri):
     group = Group(uri, tmp_path / "a", tmp_path / "a")
     assert group.each(lambda rank, home: home.acts) == [True, False]
     both = Group(uri, tmp_path / "c", tmp_path / "c")
+    group.each(save_beside(3))
+    assert both.each(restored) == [(3, (), OWN[0] | OWN[1])] * 2
 
-    def save_beside(rank: int, home: RankHome) -> None:
-        folder = checkpoint_folder(home.checkpoints, 3)
-        (folder / "engine").mkdir(parents=True, exist_ok=True)
-        (folder / "engine" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes([rank]))
-        home.commit(folder, state_at(3), 1)
 
-    group.each(save_beside)
-    names = {f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)}
-    assert both.each(restored) == [(3, (), names)] * 2
+@pytest.mark.parametrize("where", ["", "far"])
+def test_each_rank_reads_its_own_part_through_and_no_other(tmp_path, uri, monkeypatch, where):
+    """A checkpoint of a 7B model is 98 GB: one rank alone would read for minutes."""
+    group = Group(uri if where else "", tmp_path / "run", tmp_path / "run")
+    rank_of, read = threading.local(), []
+    real = checkpoints.file_checksum
+
+    def noted(path: Path) -> str:
+        read.append((rank_of.here, path.name))
+        return real(path)
+
+    def as_rank(work):
+        def go(rank: int, home: RankHome):
+            rank_of.here = rank
+            return work(rank, home)
+
+        return go
+
+    for module in (checkpoints, rank_home):
+        monkeypatch.setattr(module, "file_checksum", noted)
+    parts = {(n, f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt") for n in range(2)}
+    parts |= {(0, "mp_rank_00_model_states.pt"), (0, "state.json")}
+    for work in (save_beside(3), lambda rank, home: home.newest_checkpoint()):
+        read.clear()
+        group.each(as_rank(work))
+        assert sorted(read) == sorted(parts)
+
+
+def test_all_pass_over_what_is_damaged_for_one_in_a_folder_that_all_see(tmp_path):
+    group = Group("", tmp_path / "run", tmp_path / "run")
+    for position in (3, 4):
+        group.each(save_beside(position))
+    flip(tmp_path / "run/checkpoints/position-00000004/engine/zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    for step, (note,), _ in group.each(restored):
+        assert step == 3
+        assert "rank_1_mp_rank_00_optim_states.pt is damaged" in note
 
 
 def test_a_folder_that_every_rank_sees_is_committed_as_before(tmp_path):
