@@ -26,7 +26,7 @@ def _trainer(options: argparse.Namespace) -> Result:
 
 
 def _memory(options: argparse.Namespace) -> Result:
-    from scripts.benchmarks.trainer import run_memory
+    from scripts.benchmarks.memory import run_memory
 
     sizes, shape = options.sizes or TRAINER_SIZES, options.shape or LIST_SHAPE
     return run_memory(options.policy, options.dtype, sizes, options.repetitions, shape, options.logit_tokens)

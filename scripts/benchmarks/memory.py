@@ -1,8 +1,10 @@
-"""The half of `memory` that is about logits: the peak of log-probabilities in chunks and through a full logit tensor.
+"""`memory`: the peak of a trainer's process on the steps of `trainer`, and that of log-probabilities in chunks and
+through a full logit tensor.
 
-Both sides take the hidden states of the same random response tokens through the policy's head, forward and backward,
-each in its own process. Told is the most that a process holds beyond what it held before, with the policy loaded and a
-pass over a few tokens made: Linux's high-water mark of resident memory (VmHWM), set back before the pass.
+Of the log-probabilities both sides take the hidden states of the same random response tokens through the policy's
+head, forward and backward, each in its own process. Told is the most that a process holds beyond what it held before,
+with the policy loaded and a pass over a few tokens made: Linux's high-water mark of resident memory (VmHWM), set back
+before the pass.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from larpo.config import Config
 from scripts.benchmarks.measuring import (
     BenchmarkError,
     Comparison,
+    Result,
     Series,
     in_own_process,
     peak_beyond_gib,
 )
+from scripts.benchmarks.trainer import Steps, both_sides, prepared_policy, settings_of
 
+STEP_TARGET = "<= 0.35"
 RESPONSE_TOKENS = 4096
 WARM_UP_TOKENS = 8
 TARGET = "<= 0.25"
@@ -36,6 +41,25 @@ class LogitWork:
     dtype: str
     tokens: int = RESPONSE_TOKENS
     chunk_tokens: int = Config().training.chunk_tokens
+
+
+def run_memory(
+    policy: str, dtype: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int
+) -> Result:
+    """Peak memory of a trainer process on the same steps, and of the log-probabilities of so many response tokens."""
+    folder, dtype = prepared_policy(policy, dtype)
+    rows = []
+    for candidates in sizes:
+        steps = Steps(str(folder), dtype, candidates, 1, 1, *shape)  # a process has one peak
+        runs = [both_sides(steps) for _ in range(repetitions)]
+        peak, other = (
+            Series(label, tuple(side["memory_gib"] for side in sides))
+            for label, sides in zip(("larpo", "TRL"), zip(*runs, strict=True), strict=True)
+        )
+        rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, STEP_TARGET))
+    row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
+    settings = settings_of(steps, sizes) | {"repetitions": repetitions, "logit_tokens": tokens}
+    return Result("memory", settings, (*rows, row), (note,))
 
 
 def logit_comparison(work: LogitWork, repetitions: int) -> tuple[Comparison, str]:

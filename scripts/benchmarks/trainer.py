@@ -1,5 +1,5 @@
-"""`trainer` and `memory`: list-wise steps against TRL's DPOTrainer on the same lists broken into all pairs, and against
-the bare model.
+"""`trainer`: list-wise steps against TRL's DPOTrainer on the same lists broken into all pairs, and passes against the
+bare model's.
 
 LambdaRank without weights is the sum of DPO's loss over all pairs of a list (Jin 2025, Eq. 15), so both sides minimise
 the same function: what is compared is one optimizer step, reference log-probabilities included, of the trainer that
@@ -36,13 +36,11 @@ from scripts.benchmarks.measuring import (
     rates,
     seconds,
 )
-from scripts.benchmarks.memory import LogitWork, logit_comparison
 
 LOSS_TOLERANCE = 1e-3  # of both sides' losses in float32, relative
 CHECKED = 2  # steps in float32 that must agree, beside a warm-up, where those that count are in another type
 SPEED_TARGETS = {2: ">= 1.8", 4: ">= 9", 8: ">= 20"}
 BARE_TARGETS = {4: "<= 1.05", 8: "<= 1.10"}
-MEMORY_TARGET = "<= 0.35"
 RATE, BETA = 1e-5, 0.1
 DISTINCT_LISTS = 2  # that steps take in turn, so that the losses fall, and agree for a reason
 PAIRS_A_PASS = 4  # of TRL's side; more need more memory and are no faster on two cores
@@ -78,8 +76,8 @@ def run_trainer(policy: str, dtype: str, sizes: tuple[int, ...], repetitions: in
     for candidates in sizes:
         steps = Steps(str(folder), dtype, candidates, repetitions, 1, *shape)
         if dtype != "float32":
-            _both(replace(steps, dtype="float32", repetitions=CHECKED))
-        ours, theirs = _both(steps)
+            both_sides(replace(steps, dtype="float32", repetitions=CHECKED))
+        ours, theirs = both_sides(steps)
         fast, slow = rates("larpo", ours["seconds"]), rates("TRL", theirs["seconds"])
         rows.append(Comparison(f"step, k = {candidates}", "lists/s", fast, slow, SPEED_TARGETS.get(candidates, "")))
         bare = in_own_process(bare_side, vars(steps))
@@ -87,26 +85,7 @@ def run_trainer(policy: str, dtype: str, sizes: tuple[int, ...], repetitions: in
         what = f"forward and backward, k = {candidates}"
         rows.append(Comparison(what, "s", packed, plain, BARE_TARGETS.get(candidates, "")))
         notes.append(f"k = {candidates}: losses at most {_apart(ours, theirs):.1e} apart, relative, in {dtype}")
-    return Result("trainer", _settings(steps, sizes), tuple(rows), tuple(notes))
-
-
-def run_memory(
-    policy: str, dtype: str, sizes: tuple[int, ...], repetitions: int, shape: tuple[int, int], tokens: int
-) -> Result:
-    """Peak memory of a trainer process on the same steps, and of the log-probabilities of so many response tokens."""
-    folder, dtype = prepared_policy(policy, dtype)
-    rows = []
-    for candidates in sizes:
-        steps = Steps(str(folder), dtype, candidates, 1, 1, *shape)  # a process has one peak
-        runs = [_both(steps) for _ in range(repetitions)]
-        peak, other = (
-            Series(label, tuple(side["memory_gib"] for side in sides))
-            for label, sides in zip(("larpo", "TRL"), zip(*runs, strict=True), strict=True)
-        )
-        rows.append(Comparison(f"peak of a step, k = {candidates}", "GiB", peak, other, MEMORY_TARGET))
-    row, note = logit_comparison(LogitWork(str(folder), dtype, tokens), repetitions)
-    settings = _settings(steps, sizes) | {"repetitions": repetitions, "logit_tokens": tokens}
-    return Result("memory", settings, (*rows, row), (note,))
+    return Result("trainer", settings_of(steps, sizes), tuple(rows), tuple(notes))
 
 
 def prepared_policy(policy: str, dtype: str) -> tuple[Path, str]:
@@ -115,11 +94,11 @@ def prepared_policy(policy: str, dtype: str) -> tuple[Path, str]:
     return prepare_policy(config.policy).path, config.policy.dtype
 
 
-def _settings(steps: Steps, sizes: tuple[int, ...]) -> dict[str, Any]:
+def settings_of(steps: Steps, sizes: tuple[int, ...]) -> dict[str, Any]:
     return {**vars(steps), "policy": Path(steps.policy).name, "candidates": list(sizes), "rate": RATE, "beta": BETA}
 
 
-def _both(steps: Steps) -> tuple[dict[str, Any], dict[str, Any]]:
+def both_sides(steps: Steps) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both sides, each in its own process; BenchmarkError where they do not minimise the same function in float32.
 
     In bfloat16 each side rounds the log-probabilities in its own way, and the steps that follow go apart.
