@@ -38,6 +38,7 @@ LayerMask = Tensor | BlockMask
 # Of a span: up to so many, pass and gradient together are faster in float32 than in bfloat16, on two cores with AMX.
 FLOAT32_KEYS = 320
 MASK_STEP = 256  # tokens by which the shared masks grow
+SHARED_MASK = 2048  # tokens up to which they do so for few queries: 16 MiB in float32
 _SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # for the longest prompt and response so far
 
 
@@ -218,12 +219,13 @@ def _plain_softcapped(
 def _causal_mask(prefix: int, length: int, window: int | None, like: Tensor) -> Tensor:
     """Additive [length, prefix + length]: query i sees keys up to prefix + i, of those the last `window`.
 
-    Autograd keeps the mask of each call until backward: large ones are views of one square that all layers, lists and
-    steps share. One that would be a small part of it is made by itself.
+    Autograd keeps the mask of each call until backward, and to make one takes as long as a small call: they are views
+    of one square that all layers, lists and steps share. One that would be a small part of a large one is made by
+    itself.
     """
-    if length < prefix:
-        return _square(prefix + length, window, like.dtype, like.device, prefix)
     end, kind = prefix + length, (like.dtype, like.device, window)
+    if length < prefix and end > SHARED_MASK:
+        return _square(end, window, like.dtype, like.device, prefix)
     if kind not in _SQUARES or len(_SQUARES[kind]) < end:
         size = -(-end // MASK_STEP) * MASK_STEP
         _SQUARES[kind] = _square(size, window, like.dtype, like.device)
