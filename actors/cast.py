@@ -21,6 +21,7 @@ from actors.room import draining_nodes
 from actors.trainer import TrainSpec
 from actors.turns import begin_sampling
 from larpo.errors import PhaseTimeout, TrainingError
+from larpo.placement_checks import shares_gpu
 
 
 class TrainingCast:
@@ -159,9 +160,14 @@ class Cast(TrainingCast):
             folder = policy_folder(self.run.folder, iteration)
             version = published_version(folder)
             await self.call(self.store.publish_folder, version, self.run.home.name(folder))
+        begins_with, config = 0 if initial else version, self.run.config
+        if self.turns is None and any(shares_gpu(of.resources) for of in (config.samplers, config.reward)):
+            await self.samplers.start(begins_with)  # vLLM counts as its own what others take while it starts
+            await self.rewards.start()
+            return self.start_trainer()
         self.start_trainer()
         await begin_sampling(self, "trainer_start_s")
-        await asyncio.gather(self.samplers.start(0 if initial else version), self.rewards.start())
+        await asyncio.gather(self.samplers.start(begins_with), self.rewards.start())
 
     async def update_samplers(self) -> None:
         """The newest published weights become the behaviour policy; it is the samplers' turn, where they have turns."""

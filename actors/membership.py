@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from actors.members import Member, be_placed, result, shut_down, start_engine
@@ -20,6 +20,7 @@ from actors.places import Places
 from larpo.config import Samplers, Timeouts
 from larpo.errors import LarpoError, NotPlaced
 from larpo.events import failure_kind
+from larpo.placement_checks import shares_gpu
 
 
 class Membership:
@@ -51,6 +52,7 @@ class Membership:
         self._awake = asyncio.Event()  # cleared while the GPU is the trainer's: no engine is started on it
         self._awake.set()
         self._loading: set[str] = set()  # samplers whose engines start
+        self._in_turn = asyncio.Lock()  # engines on one GPU: each measures what is free there while it starts
 
     @property
     def ready(self) -> int:
@@ -128,7 +130,8 @@ class Membership:
         await self._awake.wait()
         self._loading.add(member.name)
         try:
-            await start_engine(member, lambda: self._version, self._timeouts)
+            async with self._in_turn if shares_gpu(self._samplers.resources) else nullcontext():
+                await start_engine(member, lambda: self._version, self._timeouts)
             member.status = "ready"
             member.ready.set()
             self._places.open(member)

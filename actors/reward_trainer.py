@@ -85,7 +85,7 @@ class RewardRank:
         spec = self._spec = replace(given, run_dir=str(self._home.home.folder))
         self._config, self._training = spec.config, spec.config.training
         self._home.fetch_below(self._home.home.name(spec.untrained), "evaluation")
-        device, idle_cores = place_worker(self._training.threads)
+        device, idle_cores = place_worker(self._training.threads, self._training.resources_per_worker.get("GPU", 1.0))
         torch.manual_seed(spec.config.run.seed)
         self._open_tokenizer()
         model = load_trainable(spec.untrained, spec.config.base)

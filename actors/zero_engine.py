@@ -67,6 +67,7 @@ class ZeroEngine:
             config=zero_config(dtype=dtype, stage=zero_stage, clip_norm=optimizer.clip_norm, ranks=ranks),
         )
         is_whole = zero_stage == 0 or hasattr(self._engine.optimizer, "fp32_groups_gradients_flat")  # ZeRO 1, bfloat16
+        self.device = next(self._engine.module.parameters()).device  # which DeepSpeed takes by the local rank
         if ranks == 1 and is_whole:  # DeepSpeed would copy all gradients to add them up with nobody's
             self._engine.enable_backward_allreduce = False
         self._away: list[Tensor] = []  # what `leave` moved, without ZeRO

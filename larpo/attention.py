@@ -7,9 +7,10 @@ Three ways to the same rule, by the model's `attn_implementation`:
   not computed.
   Serves softcaps (Gemma-2) and sliding windows too.
 - `flex_attention` (CUDA): FlexAttention with a block mask made from the segment ids.
-- `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that came loaded so.
+- `sdpa`, `eager` (any): an additive [1, 1, T, T] mask; simple and slower, for a model that FlexAttention does not
+  serve, or that came loaded so.
 
-flash-attn's kernels cannot express the rule: they serve plain causal rows (`plain_attention`: reward models).
+flash-attn's kernels cannot express the rule: they serve plain causal rows (`gpu_attention`: reward models).
 
 T tokens of a row, Q queries, K keys, H heads, G key-value heads, D head dimension.
 """
@@ -29,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from larpo.errors import ConfigError
+from larpo.gpu_attention import FLEX, serves_flex
 from larpo.packing import PackedRow
 
 SEGMENTS = "larpo_segments"
@@ -39,6 +41,7 @@ LayerMask = Tensor | BlockMask
 FLOAT32_KEYS = 320
 MASK_STEP = 256  # tokens by which the shared masks grow
 SHARED_MASK = 2048  # tokens up to which they do so for few queries: 16 MiB in float32
+NO_WINDOW = 2**30
 _SQUARES: dict[tuple[torch.dtype, torch.device, int | None], Tensor] = {}  # for the longest prompt and response so far
 
 
@@ -49,15 +52,11 @@ def attention_implementation(config: PreTrainedConfig, device_type: str) -> str:
         ConfigError: the packed rule is not defined for a layer of the model.
     """
     _windows(config)
-    return "flex_attention" if device_type == "cuda" else SEGMENTS
-
-
-def plain_attention(device_type: str, dtype: str) -> str | None:
-    """The `attn_implementation` for plain causal rows: flash-attn where it is installed and fits; None: the default."""
-    from transformers.utils import is_flash_attn_2_available
-
-    fits = device_type == "cuda" and dtype in ("bfloat16", "float16")
-    return "flash_attention_2" if fits and is_flash_attn_2_available() else None
+    if device_type != "cuda":
+        return SEGMENTS
+    if serves_flex(config):
+        return FLEX
+    return "eager" if _softcaps(config) else "sdpa"
 
 
 def packed_attention_mask(
@@ -75,7 +74,7 @@ def packed_attention_mask(
     if implementation == SEGMENTS:
         lengths = [length for shape in row.lists for length in (-shape.prompt_length, *shape.response_lengths)]
         return torch.tensor(lengths).view(1, 1, 1, -1)
-    if implementation == "flex_attention":
+    if implementation == FLEX:
         masks = {layer_type: _block_mask(row, window) for layer_type, window in windows.items()}
     elif implementation == "eager" or (implementation == "sdpa" and not _softcaps(config)):
         masks = {layer_type: _additive_mask(row, window, dtype) for layer_type, window in windows.items()}
@@ -245,11 +244,12 @@ def _rule(row: PackedRow, window: int | None) -> Callable[[Any, Any, Tensor, Ten
     The window counts positions, not indices: responses stand side by side, each right after the prompt.
     """
     segments_T, prompts_T, positions_T = row.segment_ids_T, row.prompt_segments_T, row.position_ids_T
+    # A tensor, whatever it is: FlexAttention would be compiled once more for layers of another kind.
+    limit = torch.tensor(NO_WINDOW if window is None else window, device=segments_T.device)
 
     def sees(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
         related = (segments_T[key] == prompts_T[query]) | (segments_T[key] == segments_T[query])
-        seen = related & (key <= query)
-        return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
+        return related & (key <= query) & (positions_T[query] - positions_T[key] < limit)
 
     return sees
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from larpo.attention import plain_attention
 from larpo.conversations import encode_conversation, longest_conversation
 from larpo.errors import ConfigError, DataError
+from larpo.gpu_attention import plain_attention
 from larpo.hub import find_model
 from larpo.model_folder import reader_fingerprint
 from larpo.recipe import bundled_recipes
@@ -32,18 +32,19 @@ class ClassifierReward:
     joint = False
 
     def __init__(self, section: Classifier, *, failed_reward: float = 0.0) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         folder = classifier_folder(section)
         shared: dict[str, Any] = {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
         self._section, self._failed = section, failed_reward
         self._device = pick_device(section.device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **shared)
+        shape = AutoConfig.from_pretrained(folder, **shared)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=getattr(torch, section.dtype),
             use_safetensors=True,
-            attn_implementation=plain_attention(self._device.type, section.dtype),
+            attn_implementation=plain_attention(shape, self._device.type, section.dtype),
             **shared,
         )
         self._model.to(self._device).eval()

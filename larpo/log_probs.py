@@ -28,10 +28,11 @@ from transformers import PreTrainedModel
 
 from larpo.attention import packed_attention_mask
 from larpo.errors import ConfigError
-from larpo.packing import PackedRow, pack_list
+from larpo.gpu_attention import FLEX, FLEX_TOKENS, flex_options
+from larpo.packing import PackedRow, pack_list, pad_row
 
-# Float32 temporaries of this many elements (4 MiB) stay in a CPU's cache; a GPU takes a chunk at once.
-_CPU_BLOCK_ELEMENTS = 2**20
+# Float32 temporaries of so many elements: 4 MiB stay in a CPU's cache, 256 MiB are a small part of a GPU's memory.
+_BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,15 @@ def packed_log_probs(model: PreTrainedModel, row: PackedRow, *, chunk_size: int 
     Raises:
         ConfigError: a chunk size below 1, or the model's attention implementation cannot serve packed rows.
     """
-    row = row.to(model.device)
+    row, options = row.to(model.device), {}
+    if model.config._attn_implementation == FLEX:
+        row, options = pad_row(row, FLEX_TOKENS), flex_options(model.config, model.device)
     hidden_TH = model.base_model(
         input_ids=row.input_ids_T[None],
         position_ids=row.position_ids_T[None],
         attention_mask=packed_attention_mask(model.config, row, model.dtype),
         use_cache=False,
+        **options,
     ).last_hidden_state[0]
     log_probs_N, entropies_N = chunked_log_probs(
         model.get_output_embeddings(),
@@ -159,7 +163,7 @@ class _TargetLogProbs(torch.autograd.Function):
 
 def _blocks(logits_CV: Tensor) -> Iterator[slice]:
     rows, vocabulary = logits_CV.shape
-    size = max(1, _CPU_BLOCK_ELEMENTS // vocabulary) if logits_CV.device.type == "cpu" else rows
+    size = max(1, _BLOCK_ELEMENTS.get(logits_CV.device.type, rows * vocabulary) // vocabulary)
     for start in range(0, rows, size):
         yield slice(start, start + size)
 

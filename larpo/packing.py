@@ -7,7 +7,7 @@ list of M responses costs one prompt instead of M. T tokens, M responses, N resp
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -99,6 +99,30 @@ def join_rows(rows: Sequence[PackedRow]) -> PackedRow:
         segments += len(row.lists) + len(row.response_lengths)
     lists = tuple(shape for row in rows for shape in row.lists)
     return PackedRow(lists, *(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def pad_row(row: PackedRow, least: int) -> PackedRow:
+    """The row with as many tokens at least: those that come after its lists are a segment that nothing else sees.
+
+    >>> row = pad_row(pack_list([5, 6], [[7]]), 5)
+    >>> row.input_ids_T.tolist(), row.segment_ids_T.tolist(), row.prompt_segments_T.tolist()
+    ([5, 6, 7, 5, 5], [0, 0, 1, 2, 2], [0, 0, 0, 2, 2])
+    """
+    missing = least - len(row.input_ids_T)
+    if missing <= 0:
+        return row
+    own_1 = row.segment_ids_T[-1:] + 1
+
+    def longer(values_T: Tensor, tail: Tensor) -> Tensor:
+        return torch.cat([values_T, tail.expand(missing)])
+
+    return replace(
+        row,
+        input_ids_T=longer(row.input_ids_T, row.input_ids_T[:1]),
+        position_ids_T=longer(row.position_ids_T, torch.arange(missing, device=own_1.device)),
+        segment_ids_T=longer(row.segment_ids_T, own_1),
+        prompt_segments_T=longer(row.prompt_segments_T, own_1),
+    )
 
 
 def fill_rows(lengths: Sequence[int], limit: int) -> list[list[int]]:

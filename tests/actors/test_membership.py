@@ -419,3 +419,28 @@ def test_the_replacement_of_a_dead_sampler_may_wait_for_a_node_and_is_withdrawn_
         assert "sampler-0 was asked for" in house.pool.take_alarms()[0]
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(("share", "at_a_time"), [(1.0, 2), (0.4, 1)])
+def test_engines_that_may_share_a_gpu_start_one_by_one(share, at_a_time):
+    """Each measures what is free there while it starts."""
+
+    async def go():
+        starting, most = set(), []
+
+        def starts(name):
+            async def start():
+                starting.add(name)
+                most.append(len(starting))
+                await settled()
+                starting.discard(name)
+                return 0
+
+            return start
+
+        doubles = [Double(name, start=starts(name)) for name in ("a", "b")]
+        house = House(*doubles, count=2, resources={"GPU": share}, memory_fraction=0.35)
+        await house.pool.start()
+        assert max(most) == at_a_time
+
+    asyncio.run(go())

