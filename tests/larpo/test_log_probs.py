@@ -358,6 +358,7 @@ def test_flex_attention_equals_eager_on_a_gpu(tiny_model, random_list, family, c
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("count", [3, 64])
 def test_flex_attention_as_it_is_without_a_compiler_equals_eager(tiny_model, random_list, family, count):
