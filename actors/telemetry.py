@@ -24,7 +24,7 @@ from actors.console import RunState, make_console
 from actors.telemetry_sinks import RaySink, WandbSink
 from larpo.config import Run, Timeouts
 from larpo.config import Telemetry as TelemetrySection
-from larpo.errors import DataError, LarpoError
+from larpo.errors import DataError, LarpoError, StorageError
 from larpo.events import check_event, failure_kind
 from larpo.masking import redact, redact_all
 from larpo.metrics import check_labels, check_names
@@ -128,7 +128,7 @@ class Telemetry:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise DataError(f"{self._path} could not be written: {error}; free disk space, then resume") from error
+            raise StorageError(f"{self._path} could not be written: {error}; free disk space, then resume") from error
         self._index += 1
 
     def _send(self, event: str, fields: Mapping[str, Any], numbers: Mapping[str, float]) -> None:

@@ -42,7 +42,7 @@ class CheckpointError(LarpoError):
 
 
 class StorageError(LarpoError):
-    """Storage behind a URI that cannot be read or written."""
+    """Storage behind a URI that cannot be read or written, or a disk that is full."""
 
 
 class PhaseTimeout(LarpoError):

@@ -195,7 +195,7 @@ def test_a_run_whose_stream_stays_full_lets_a_sampler_go_and_the_autoscaler_take
     cluster, tiny_policy, tmp_path
 ):
     """It begins with two samplers, and leave to have one; its trainer is slow, and they have little to do."""
-    runs, knobs = run_of(300, cluster, tiny_policy, tmp_path)
+    runs, knobs = run_of(120, cluster, tiny_policy, tmp_path)
     knobs += ["samplers.count=2", "samplers.min_count=1", "samplers.patience_s=3"]
     knobs += ["samplers.resources={sampler_slot: 1}", "sampling.max_new_tokens=4", "training.lists_per_step=1"]
     try:
@@ -211,7 +211,7 @@ def test_a_run_whose_stream_stays_full_lets_a_sampler_go_and_the_autoscaler_take
             assert "samplers stood still for " in shrunk["reason"]
             runs.until(lambda: not cluster.nodes(), driver)
         assert driver.wait(900) == 0, runs.log()
-        check_exactly_once(runs.run_dir, counts=(300,), epochs=1)
+        check_exactly_once(runs.run_dir, counts=(120,), epochs=1)
         assert not runs.records("failure")
     finally:
         for process in runs.processes():

@@ -20,7 +20,7 @@ from actors.console import RunState
 from actors.telemetry import Telemetry, plain_number
 from actors.telemetry_sinks import RaySink, wandb_mode, within
 from larpo.config import Config
-from larpo.errors import DataError, LarpoError, PhaseTimeout
+from larpo.errors import DataError, LarpoError, PhaseTimeout, StorageError
 from larpo.masking import redact
 
 QUIET = Config.model_validate({"telemetry": {"wandb": False, "console": "plain"}})
@@ -289,5 +289,5 @@ def test_a_full_disk_is_not_hidden(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     telemetry._file = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(DataError, match=r"metrics\.jsonl could not be written: .*No space left .*; free disk space"):
+    with pytest.raises(StorageError, match=r"metrics\.jsonl could not be written: .*No space left .*; free disk space"):
         telemetry.log("weights", {"weights/version": 1})
