@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from actors import placement
 from actors.cast import TrainingCast
+from actors.garbage import collect_less_often
 from actors.keeping import kept
 from actors.monitor import Monitor, last_words
 from actors.preparation import PreparedRun, create_folder, locked
@@ -42,6 +43,7 @@ async def conduct(
     `begin` is called when the folder is there, before any actor is. `finish` writes the model and sums up what the work
     found; it runs in a thread, when the work has ended well.
     """
+    collect_less_often()
     create_folder(run)
     with (
         locked(run.folder),

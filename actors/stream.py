@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.garbage import collect_less_often
 from actors.list_queue import ListQueue
 from actors.memo import Memo
 from actors.offers import Offers
@@ -43,6 +44,7 @@ class ListStream:
     """Wrapped by `ray.remote` where it is placed; every method is a coroutine on one event loop."""
 
     def __init__(self, config: Config, lists_folder: str, memo: Memo | None = None) -> None:
+        collect_less_often()
         self._config, self._folder = config, Path(lists_folder)
         self._home = home_of(config, self._folder.parent)
         self._queue = ListQueue(config, self._folder)

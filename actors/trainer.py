@@ -80,7 +80,7 @@ class Rank:
         give_sign = partial(self._call, spec.stream.waits_for_turn, limit=answer)
         self._visits = Visits(spec.turns, spec.config.timeouts, give_sign)
         self._position = self._step = self._since_publish = self._bad_steps = 0
-        self._saved = 0  # position of the newest checkpoint
+        self._saved = self._saved_step = 0  # position of the newest checkpoint, and its step
         self._journal = Journal()
         self._visits.enter()
         started, self._doing = time.time(), "starts"
@@ -159,7 +159,7 @@ class Rank:
         metrics["train/tokens_per_second"] = metrics["train/tokens"] / seconds
         self._report(work, metrics, references)
         self._check_bad_steps(metrics)
-        if self._step % self._config.checkpoints.every_steps == 0 or self._is_evaluated():
+        if self._step - self._saved_step >= self._config.checkpoints.every_steps or self._is_evaluated():
             self._checkpoint(work.position + 1)
         if work.publishes:
             self._publish_within(work.publication + 1)
@@ -258,7 +258,7 @@ class Rank:
         journal = replace(self._journal, position=position)
         state = TrainerState(self._step, self._publisher.version, self._since_publish, journal)
         self._home.commit(folder, state, self._config.checkpoints.keep)
-        self._saved = position
+        self._saved, self._saved_step = position, self._step
         self._span("checkpoint", started)
 
     def _restore(self) -> None:
@@ -271,6 +271,7 @@ class Rank:
             self._step, self._publisher.version = state.step, state.version
             self._since_publish, self._journal = state.steps_since_publish, state.journal
             self._position = self._saved = state.journal.position
+            self._saved_step = state.step
             notes = [f"a checkpoint was passed over: {reason}" for reason in damaged]
             if self._journal.iteration > 0:
                 self._publisher.hand_over(policy_folder(self._run_dir, self._journal.iteration))

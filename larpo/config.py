@@ -225,7 +225,7 @@ class Weights(Section):
 
 
 class Checkpoints(Section):
-    every_steps: Positive = 50  # steps between checkpoints; one is always written at the end of an iteration
+    every_steps: Positive = 50  # steps from one checkpoint to the next; the end of an iteration always has one
     keep: Positive = 2  # newest checkpoints kept
 
 

@@ -79,26 +79,23 @@ def remove_duplicates(candidates: Sequence[Candidate], threshold: float) -> tupl
     that differ in one number can overlap that much: raise the threshold where that matters.
     """
     kept: list[Candidate] = []
-    said: set[tuple[str, str | tuple[int, ...]]] = set()
+    ids, texts, tokens = set[str](), set[str](), set[tuple[int, ...]]()
     seen: list[Ngrams] = []
     for candidate in candidates:
-        says = _says(candidate)
-        if not said.isdisjoint(says):
+        text = candidate.text.strip()
+        if candidate.id in ids or text in texts or candidate.token_ids in tokens:
             continue
         if threshold < 1.0:
             grams = word_ngrams(candidate.text)
             if any(jaccard(grams, other) >= threshold for other in seen):
                 continue
             seen.append(grams)
-        said |= says
+        ids.add(candidate.id)
+        texts.add(text)
+        if candidate.token_ids:
+            tokens.add(candidate.token_ids)
         kept.append(candidate)
     return tuple(kept)
-
-
-def _says(candidate: Candidate) -> set[tuple[str, str | tuple[int, ...]]]:
-    """What two candidates that are the same have in common one of."""
-    tokens = {("tokens", candidate.token_ids)} if candidate.token_ids else set()
-    return {("id", candidate.id), ("text", candidate.text.strip()), *tokens}
 
 
 def select(ranked: Sequence[Candidate], selection: Selection) -> tuple[Candidate, ...]:

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 import torch
 
-from actors.checkpoints import newest_checkpoint
+from actors.checkpoints import newest_checkpoint, read_state
 from larpo.baselines import ListBatch
 from larpo.bound_objective import BoundObjective
 from larpo.errors import CheckpointError, TrainingError
@@ -327,6 +327,15 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_too_many_end_the_run(
     assert distance(trained.policy(1), expected, start) < FLOAT32
     assert isinstance(trained.error, TrainingError)
     assert "not finite in 2 steps in a row, the limit (training.max_bad_steps = 2)" in str(trained.error)
+
+
+def test_steps_are_counted_from_the_newest_checkpoint(train, trainer_config, make_list, tmp_path):
+    """The one at an iteration's end counts: the next does not follow a step later."""
+    training = {"iterations": 2, "prompts_per_iteration": 3, "lists_per_step": 1}
+    rounds = [[[make_list(n, LENGTHS[n], iteration=iteration)] for n in range(3)] for iteration in range(2)]
+    train(trainer_config(training=training, checkpoints={"every_steps": 2, "keep": 9}), tmp_path, rounds)
+    folders = (tmp_path / "checkpoints").glob("position-*")
+    assert sorted(read_state(folder).step for folder in folders) == [2, 3, 5, 6]
 
 
 @pytest.fixture
