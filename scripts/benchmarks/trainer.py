@@ -84,7 +84,7 @@ def run_trainer(policy: str, dtype: str, sizes: tuple[int, ...], repetitions: in
         packed, plain = (Series(label, tuple(values)) for label, values in bare.items())
         what = f"forward and backward, k = {candidates}"
         rows.append(Comparison(what, "s", packed, plain, BARE_TARGETS.get(candidates, "")))
-        notes.append(f"k = {candidates}: losses at most {_apart(ours, theirs):.1e} apart, relative, in {dtype}")
+        notes.append(f"k = {candidates}: losses of the steps in {dtype}: {_losses(ours)}; TRL's: {_losses(theirs)}")
     return Result("trainer", settings_of(steps, sizes), tuple(rows), tuple(notes))
 
 
@@ -115,6 +115,10 @@ def both_sides(steps: Steps) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _apart(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+
+
+def _losses(side: Mapping[str, Any]) -> str:
+    return ", ".join(f"{loss:.3g}" for loss in side["losses"])
 
 
 def larpo_side(settings: Mapping[str, Any]) -> dict[str, Any]:
