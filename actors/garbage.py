@@ -8,5 +8,5 @@ NEW_OBJECTS = 10_000  # between two looks; of the thousands that a batch of list
 
 
 def collect_less_often() -> None:
-    """By Python's 700 it looks through them again and again: a quarter of what lists cost (`scripts.bench control`)."""
+    """Of the whole process. By Python's own 700 it looks again and again through lists that are there to stay."""
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
