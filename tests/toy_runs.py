@@ -190,7 +190,8 @@ class Runs:
         until(lambda: not self.processes(), limit_s, lambda: "\n".join(map(command_of, self.processes())))
 
     def log(self) -> str:
-        return (self.folder / "log.txt").read_text()[-3000:]
+        """What the runs printed; of much, the last part."""
+        return (self.folder / "log.txt").read_text()[-20_000:]
 
 
 def check_exactly_once(run_dir: Path, counts: tuple[int, ...] = (12, 12 + 12), epochs: int = 2) -> None:
