@@ -16,8 +16,7 @@ def share_of_small_letters(prompt, response):
 """
 RISE = 0.15  # of the mean training reward, from the first to the last iteration; chance gives 0.1 throughout
 
-
-LORA = {"policy.lora.rank": 16, "policy.lora.alpha": 32, "training.optimizer.learning_rate": 1e-2}
+LORA = {"policy.lora.rank": 16, "policy.lora.alpha": 32}
 
 
 @pytest.fixture(scope="module", params=["all weights", pytest.param("LoRA", marks=pytest.mark.slow)])
