@@ -185,8 +185,8 @@ class Runs:
         """Everything alive that this run started."""
         return marked_processes(self.mark)
 
-    def until_gone(self, limit_s: float = 60) -> None:
-        """Until nothing of it is alive."""
+    def until_gone(self, limit_s: float = 150) -> None:
+        """Until nothing of it is alive. Ray's agents may first try for a minute to tell a dead GCS that their raylet died."""
         until(lambda: not self.processes(), limit_s, lambda: "\n".join(map(command_of, self.processes())))
 
     def log(self) -> str:

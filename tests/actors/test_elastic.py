@@ -76,7 +76,7 @@ class PoolOnTheCluster:
 
         samplers = {"max_count": 2, "resources": SLOT, "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
         config = Config.model_validate(
-            {"policy": {"model": policy, "dtype": "float32"}, "samplers": {**samplers, "drain_s": 0.5}}
+            {"policy": {"model": policy, "dtype": "float32"}, "samplers": {**samplers, "drain_s": 0.01}}
         )
         self.failures, self.answers, self.over = [], {}, asyncio.Event()
         self.pool = SamplerPool(

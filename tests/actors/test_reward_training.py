@@ -208,7 +208,8 @@ def test_a_killed_worker_costs_nothing_but_time(local_ray, run_of, tmp_path):
     assert dead
     records = [json.loads(line) for line in (killed.folder / "metrics.jsonl").read_text().splitlines()]
     failures = [record for record in records if record["event"] == "failure"]
-    assert any(f["actor"] == "trainer-1" and "its process ended" in f["reason"] for f in failures), failures
+    ended = {failure["actor"] for failure in failures if "its process ended" in failure["reason"]}
+    assert ended in ({"trainer-0"}, {"trainer-1"}), failures  # ranks need not begin in order
     expected, found = (load_file(run.folder / "model" / "model.safetensors") for run in (calm, killed))
     for name, tensor in expected.items():
         assert (found[name] - tensor).abs().max() < 1e-6, name
