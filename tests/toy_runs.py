@@ -186,7 +186,7 @@ class Runs:
         return marked_processes(self.mark)
 
     def until_gone(self, limit_s: float = 150) -> None:
-        """Until nothing of it is alive. Ray's agents may first try for a minute to tell a dead GCS that their raylet died."""
+        """Until nothing of it is alive. Ray's agents may try for a minute to tell a dead GCS of their raylet's end."""
         until(lambda: not self.processes(), limit_s, lambda: "\n".join(map(command_of, self.processes())))
 
     def log(self) -> str:
